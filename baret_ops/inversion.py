@@ -1,0 +1,138 @@
+"""DDIM inversion to pivots, and the target-text inversion schedule (TTIS) that tunes the text to follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .predict import Predict
+from .schedule import Schedule, ddim_step, guide
+from .step_rules import StepRule
+
+OnStep = Callable[[int, Tensor, Tensor], None]
+"""Called after each step with its number (from 0), the clean latent predicted there and the noisy one, VP form ``[B,C,h,w]``."""
+
+
+class NotFinite(RuntimeError):
+    """NaN or infinity appeared in a run."""
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Early stop of the tuning at step i: the loss is at most ``threshold + growth * i`` (null-text inversion's rule)."""
+
+    threshold: float = 1e-5
+    growth: float = 2e-5
+
+    def __call__(self, step: int) -> float:
+        return self.threshold + self.growth * step
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What TTIS found: ``latents [N+1,B,C,h,w]``, ``embeddings [N,B,T,D]``, ``losses [N,B]``, ``updates [N,B]``."""
+
+    latents: Tensor
+    embeddings: Tensor
+    losses: Tensor
+    updates: Tensor
+
+
+def _report(on_step: OnStep | None, step: int, x: Tensor, eps: Tensor, schedule: Schedule, level: int) -> None:
+    if on_step is not None:
+        on_step(step, x - float(schedule.sigmas[level]) * eps, x / schedule.scale(level))
+
+
+@torch.no_grad()
+def ddim_inversion(
+    predict: Predict, latent: Tensor, embedding: Tensor, schedule: Schedule, *, uncond: bool = False, on_step: OnStep | None = None
+) -> Tensor:
+    """Walk images up to noise at guidance 1 (DDIM inversion): N row-forwards per image.
+
+    From level i+1 to the noisier level i the model sees the cleaner latent ``z_{i+1}`` at time ``t_i``.
+
+    latent: ``[B,C,h,w]`` in VP form. embedding: ``[B,T,D]``; ``uncond`` says that it is the negative one.
+    Returns the pivots ``[N+1,B,C,h,w]`` in VP form, noisiest first, float32. Raises NotFinite.
+    """
+    pivots = [latent.float()]
+    embedding = embedding.to(latent.device)
+    for count, i in enumerate(reversed(range(schedule.steps))):
+        sigma, cleaner = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+        z = pivots[-1]
+        eps = predict(z * schedule.scale(i), sigma, **{"uncond" if uncond else "cond": embedding})[uncond]
+        x = ddim_step(z * schedule.scale(i + 1), eps, cleaner, sigma)
+        pivots.append(x / schedule.scale(i))
+        if not torch.isfinite(x).all():
+            raise NotFinite(
+                f"NaN or infinity appeared in the inversion at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
+                "run the model in float32 or bfloat16 (for example --fp32-unet), and check the VAE's latent."
+            )
+        _report(on_step, count, x, eps, schedule, i)
+    return torch.stack(pivots[::-1])
+
+
+def ttis(
+    predict: Predict,
+    pivots: Tensor,
+    target: Tensor,
+    negative: Tensor,
+    schedule: Schedule,
+    *,
+    guidance_scale: float,
+    rule: StepRule,
+    iterations: int = 5,
+    stop: StopRule = StopRule(),
+    skip_finished: bool = True,
+    on_step: OnStep | None = None,
+) -> Tuning:
+    """Target-text inversion schedule (paper, Algorithm 1; Eq. 1 and 2).
+
+    At each step the embedding is tuned so that the guided DDIM step lands on the next pivot; the embedding
+    found is where the next step starts from. The images of a batch are independent problems. Cost per image and
+    step: one unconditional row-forward and ``updates + 1`` conditional ones.
+
+    pivots: ``[N+1,B,C,h,w]`` VP form. target, negative: ``[B,T,D]``. iterations: K, most updates a step.
+    rule: how a step searches. skip_finished: leave images that have stopped out of the batch; False where the model
+        carries something that belongs to image positions (a ControlNet hint per image).
+    Raises NotFinite.
+    """
+    device, images = pivots.device, pivots.shape[1]
+    negative = negative.to(device)
+    embedding = target.to(device, torch.float32)
+    latents, embeddings, losses, updates = [pivots[0].float()], [], [], []
+
+    for i in range(schedule.steps):
+        sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+        x = latents[-1] * schedule.scale(i)
+        goal = pivots[i + 1] * schedule.scale(i + 1)
+        with torch.no_grad():
+            eps_uncond = predict(x, sigma, uncond=negative)[1]
+
+        def land(e: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+            """Where the guided step with embeddings ``e [A,T,D]`` takes images ``rows``, in x-form, and the loss of each."""
+            if skip_finished:
+                eps = predict(x[rows], sigma, cond=e)[0]
+            else:
+                eps = predict(x, sigma, cond=embedding.index_copy(0, torch.tensor(rows, device=device), e))[0][rows]
+            x_next = ddim_step(x[rows], guide(eps, eps_uncond[rows], guidance_scale), sigma, sigma_next)
+            error = (x_next - goal[rows]) / schedule.scale(i + 1)
+            return x_next, error.square().flatten(1).mean(1)
+
+        found = rule(land, embedding, stop(i), iterations)
+        if not (torch.isfinite(found.losses).all() and torch.isfinite(found.embedding).all()):
+            raise NotFinite(
+                f"NaN or infinity appeared in the tuning at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
+                "lower learning_rate, or run the model in float32 or bfloat16 (for example --fp32-unet)."
+            )
+        embedding = found.embedding
+        latents.append(found.x_next / schedule.scale(i + 1))
+        embeddings.append(embedding)
+        losses.append(found.losses)
+        updates.append(found.updates)
+        if on_step is not None:
+            on_step(i, found.x_next - sigma_next * (found.x_next - x) / (sigma_next - sigma), latents[-1])
+
+    return Tuning(torch.stack(latents), torch.stack(embeddings), torch.stack(losses), torch.stack(updates))

@@ -1,0 +1,57 @@
+"""The noise levels of a run and the deterministic DDIM step between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The N + 1 levels of a run, noisiest first.
+
+    timesteps: N ints, the times ``t_i`` at which the model is asked.
+    sigmas: ``[N+1]`` float64 on the CPU, ``sigma**2 = (1 - alpha_bar) / alpha_bar``; the last is the
+        level of the clean latent.
+    """
+
+    timesteps: tuple[int, ...]
+    sigmas: Tensor
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+    def scale(self, level: int) -> float:
+        """``sqrt(1 + sigma**2)``: what turns ``z`` into ``x`` at this level."""
+        return float((1.0 + self.sigmas[level] ** 2).sqrt())
+
+    def same_levels(self, other: "Schedule") -> bool:
+        return self.timesteps == other.timesteps and bool(((self.sigmas - other.sigmas).abs() <= 1e-6 * self.sigmas).all())
+
+
+def make_schedule(table: Tensor, steps: int) -> Schedule:
+    """SD1.5's own spacing (leading, offset 1) over a discrete sigma table.
+
+    ``t_i = 1 + T * (N - 1 - i) // N`` with T the table's length, ending at ``sigma(0)``. Where N divides
+    1000 these are the times of diffusers' DDIMScheduler with ``steps_offset=1``.
+
+    table: ``[T]`` sigmas of times 0 .. T-1, rising.
+    Raises ValueError unless ``2 <= steps <= T - 1``.
+    """
+    times = len(table)
+    if not 2 <= steps <= times - 1:
+        raise ValueError(f"steps is {steps}; this model's schedule allows 2 to {times - 1}.")
+    timesteps = tuple(1 + times * (steps - 1 - i) // steps for i in range(steps))
+    return Schedule(timesteps, table.detach().double().cpu()[list(timesteps) + [0]].clone())
+
+
+def ddim_step(x: Tensor, eps: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """One DDIM step (eta 0) in x-form, either way: ``x + (sigma_next - sigma) * eps`` (Song et al. 2020, eq. 12)."""
+    return x + (sigma_next - sigma) * eps
+
+
+def guide(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance, ``eps_uncond + w * (eps_cond - eps_uncond)`` (Ho & Salimans 2021)."""
+    return eps_uncond + guidance_scale * (eps_cond - eps_uncond)

@@ -1,0 +1,161 @@
+"""What travels on wires: immutable values that say what they are, how they were made and what they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .schedule import Schedule
+from .transition import blend, eta_schedule
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """What two models must have in common for an inversion made on one to fit the other.
+
+    prediction: "epsilon" or "v_prediction". latent_channels: C. context_dim: width D of the text embedding.
+    sigma_max: of the model's sigma table, which tells its noise schedule. latent_scale: the model's latent is the VAE's
+    times this.
+    """
+
+    prediction: str
+    latent_channels: int
+    context_dim: int
+    sigma_max: float
+    latent_scale: float
+
+    def __str__(self) -> str:
+        return f"{self.prediction} model with {self.latent_channels} latent channels, {self.context_dim}-wide text and sigma_max {self.sigma_max:.4g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The path of B images through the noise levels of a schedule of N steps.
+
+    pivots: ``[N+1,B,C,h,w]`` float32, VP form: DDIM inversion, noisiest first, the last the images' latents.
+    latents: ``[N+1,B,C,h,w]`` float32, VP form: the guided sampling with the tuned embeddings from pivots[0].
+    schedule: the levels. guidance_scale: w at which the latents were tuned. family: the model's.
+    """
+
+    pivots: Tensor
+    latents: Tensor
+    schedule: Schedule
+    guidance_scale: float
+    family: ModelFamily
+
+    def __post_init__(self):
+        levels = self.schedule.steps + 1
+        for name, value in (("pivots", self.pivots), ("latents", self.latents)):
+            if value.ndim != 5 or value.shape[0] != levels:
+                raise ValueError(f"{name} of shape {list(value.shape)} came; a schedule of {levels - 1} steps needs [{levels},B,C,h,w].")
+        if self.latents.shape != self.pivots.shape:
+            raise ValueError(f"latents {list(self.latents.shape)} and pivots {list(self.pivots.shape)} differ in shape.")
+
+    @property
+    def images(self) -> int:
+        return self.pivots.shape[1]
+
+    def to(self, device: torch.device) -> "Trajectory":
+        """This trajectory with its latents on a device."""
+        return replace(self, pivots=self.pivots.to(device), latents=self.latents.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """The text embeddings of an inversion of B images in N steps, and how strongly each step keeps the tuned one.
+
+    tuned: ``[N,B,T,D]`` float32, ``e_i``. target, negative: ``[B,T,D]`` float32, ``e_g`` and ``e_null`` (T may differ).
+    eta: ``[N]`` float32, share of the tuned embedding in the transition. losses: ``[N,B]``, mean squared error to
+        the next pivot. updates: ``[N,B]`` int64, updates spent.
+    positive_options, negative_options: what the host's conditioning carried beside the text (ControlNet, hooks);
+        opaque to the core. missing_options: names of such options that a file could not hold.
+    """
+
+    tuned: Tensor
+    target: Tensor
+    negative: Tensor
+    eta: Tensor
+    losses: Tensor
+    updates: Tensor
+    positive_options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
+    negative_options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
+    missing_options: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.tuned.ndim != 4:
+            raise ValueError(f"tuned embeddings of shape {list(self.tuned.shape)} came; [N,B,T,D] fits.")
+        steps, images, _, width = self.tuned.shape
+        if self.target.shape != self.tuned.shape[1:]:
+            raise ValueError(f"the target embedding {list(self.target.shape)} does not fit the tuned ones {list(self.tuned.shape)}.")
+        if self.negative.ndim != 3 or (self.negative.shape[0], self.negative.shape[2]) != (images, width):
+            raise ValueError(f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) of width {width}.")
+        for name, value, shape in (("eta", self.eta, (steps,)), ("losses", self.losses, (steps, images)), ("updates", self.updates, (steps, images))):
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name} of shape {list(value.shape)} came; {list(shape)} fits.")
+
+    @property
+    def steps(self) -> int:
+        return self.tuned.shape[0]
+
+    @property
+    def images(self) -> int:
+        return self.tuned.shape[1]
+
+    @property
+    def is_rigid(self) -> bool:
+        """Whether the transition is the reconstruction throughout (eta 1)."""
+        return bool((self.eta == 1.0).all())
+
+    def transition(self, step: int) -> Tensor:
+        """``e_tra_i`` ``[B,T,D]``: the tuned embedding blended towards the target text by this step's eta."""
+        return blend(self.tuned[step], self.target, float(self.eta[step]))
+
+    def with_transition(self, eta_start: float, eta_end: float) -> "Embeddings":
+        """These embeddings with eta going linearly from ``eta_start`` to ``eta_end`` (both 0..1)."""
+        return replace(self, eta=eta_schedule(eta_start, eta_end, self.steps))
+
+    def with_target(self, target: Tensor, options: Mapping[str, Any]) -> "Embeddings":
+        """These embeddings with another target text ``[B,T,D]``: invert once, edit many.
+
+        A text of another length is brought to a common one by repeating both, which changes no attention.
+        """
+        length = torch.lcm(torch.tensor(target.shape[1]), torch.tensor(self.tuned.shape[2])).item()
+        return replace(
+            self,
+            tuned=repeat_tokens(self.tuned, length),
+            target=repeat_tokens(target, length),
+            positive_options=MappingProxyType(dict(options)),
+            missing_options=(),
+        )
+
+
+def repeat_tokens(embedding: Tensor, length: int) -> Tensor:
+    """``[..,T,D]`` to ``[..,length,D]``, length a multiple of T. Attention to a repeated context equals attention to it once."""
+    times = length // embedding.shape[-2]
+    return embedding if times == 1 else embedding.repeat(*[1] * (embedding.ndim - 2), times, 1)
+
+
+def require_match(trajectory: Trajectory, embeddings: Embeddings) -> None:
+    """Raise ValueError with one sentence unless both values are of one inversion: same steps, images and text width."""
+    if trajectory.schedule.steps != embeddings.steps:
+        raise ValueError(
+            f"the trajectory has {trajectory.schedule.steps} steps and the embeddings have {embeddings.steps}; "
+            "connect both from the same TTIS Inversion (or the same file)."
+        )
+    if trajectory.images != embeddings.images:
+        raise ValueError(
+            f"the trajectory holds {trajectory.images} image(s) and the embeddings are for {embeddings.images}; "
+            "connect both from the same TTIS Inversion (or the same file)."
+        )
+    if trajectory.family.context_dim != embeddings.tuned.shape[-1]:
+        raise ValueError(
+            f"the trajectory is of a model with {trajectory.family.context_dim}-wide text and the embeddings are "
+            f"{embeddings.tuned.shape[-1]} wide; connect both from the same TTIS Inversion (or the same file)."
+        )

@@ -1,0 +1,93 @@
+"""Between the host's CONDITIONING and the core's embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..baret_ops.schedule import Schedule
+from ..baret_ops.values import Embeddings, repeat_tokens
+
+Options = Mapping[str, Any]
+
+_REGIONAL = {"area": "an area", "mask": "a mask", "timestep_start": "a timestep range", "timestep_end": "a timestep range", "default": "a default region"}
+
+
+def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[Tensor, Options]:
+    """The embedding ``[images,T,D]`` float32 of a CONDITIONING and the options it carries (ControlNet, hooks).
+
+    conditioning: one entry, or one per image. role: the input's name, for messages. width: D of the model's text.
+    Entries of different lengths are brought to a common one by repeating, which changes no attention.
+    Raises ValueError for what is not one whole-picture prompt per image.
+    """
+    if len(conditioning) == 0:
+        raise ValueError(f"{role} is an empty conditioning; connect a CLIP Text Encode.")
+    if len(conditioning) not in (1, images):
+        raise ValueError(
+            f"{role} carries {len(conditioning)} prompts for {images} image(s); one prompt, or one per image, fits: "
+            "remove Conditioning (Combine) or give the latent batch as many images."
+        )
+    texts = []
+    for text, options in conditioning:
+        _require_whole(options, role)
+        if not torch.is_tensor(text) or text.ndim != 3:
+            raise ValueError(f"{role} carries no text embedding; connect a CLIP Text Encode.")
+        if text.shape[-1] != width:
+            raise ValueError(f"{role} is {text.shape[-1]} wide and the model's text is {width} wide; encode it with the CLIP of the same checkpoint.")
+        if not torch.isfinite(text).all():
+            raise ValueError(f"{role} holds NaN or infinity; encode the text again, with the CLIP in float32 (--fp32-text-enc).")
+        texts.append(text)
+    length = math.lcm(*(text.shape[1] for text in texts))
+    text = torch.cat([repeat_tokens(text, length) for text in texts]).float()
+    if text.shape[0] not in (1, images):
+        raise ValueError(f"{role} holds {text.shape[0]} embeddings for {images} image(s); one, or one per image, fits.")
+    options = conditioning[0][1]
+    for _, other in conditioning[1:]:
+        if {k: id(v) for k, v in other.items() if k != "pooled_output"} != {k: id(v) for k, v in options.items() if k != "pooled_output"}:
+            raise ValueError(f"the prompts of {role} carry different ControlNets or hooks; apply the same one to all images, or run them apart.")
+    return text.expand(images, -1, -1).clone(), dict(options)
+
+
+def _require_whole(options: Options, role: str) -> None:
+    found = next((words for key, words in _REGIONAL.items() if key in options), None)
+    if found is None:
+        start = max(options.get("start_percent", 0.0), options.get("clip_start_percent", 0.0))
+        end = min(options.get("end_percent", 1.0), options.get("clip_end_percent", 1.0))
+        found = "a timestep range" if start > 0.0 or end < 1.0 else None
+    if found is not None:
+        raise ValueError(f"{role} is limited to {found}; a prompt for the whole picture and all steps fits: connect the CLIP Text Encode directly.")
+
+
+def carries_rows(options: Options) -> bool:
+    """Whether the options belong to image positions of a batch (a ControlNet with a hint per image)."""
+    control = options.get("control")
+    while control is not None:
+        hint = getattr(control, "cond_hint_original", None)
+        if hint is not None and hint.shape[0] > 1:
+            return True
+        control = getattr(control, "previous_controlnet", None)
+    return "gligen" in options
+
+
+def require_options(embeddings: Embeddings) -> None:
+    """Raise ValueError when a loaded inversion lacks what its conditioning carried."""
+    if embeddings.missing_options:
+        raise ValueError(
+            f"the embeddings were made with {', '.join(embeddings.missing_options)} on the conditioning, which a file cannot hold; "
+            "connect a conditioning that carries it to the positive input of Transition Embedding."
+        )
+
+
+def per_step(embeddings: list[Tensor], options: Options, schedule: Schedule) -> list:
+    """A CONDITIONING with one entry per step of the schedule, each active at that step's time alone.
+
+    The host turns a start or end percent p into the sigma at time ``999 * (1 - p)``; the borders lie half-way between
+    the times of two steps, so that no step stands on a border.
+    """
+    times = schedule.timesteps
+    borders = [0.0] + [1.0 - (a + b) / 2.0 / 999.0 for a, b in zip(times, times[1:])] + [1.0]
+    return [[text, {**options, "start_percent": start, "end_percent": end}] for text, start, end in zip(embeddings, borders, borders[1:])]

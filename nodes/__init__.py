@@ -1,0 +1,16 @@
+"""The pack's V3 nodes: schema, checks, one call, output. Their ids and those of inputs and wires are a contract."""
+
+from .bam import BaretBAMEdit
+from .inversion import BaretTTISInversion
+from .sampler import BaretToSampler
+from .storage import BaretLoadInversion, BaretSaveInversion
+from .transition import BaretTransitionEmbedding
+
+NODES = [
+    BaretTTISInversion,
+    BaretTransitionEmbedding,
+    BaretBAMEdit,
+    BaretToSampler,
+    BaretSaveInversion,
+    BaretLoadInversion,
+]

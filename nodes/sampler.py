@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..baret_ops.values import require_match
+from ..host import conditioning, models
+from .common import CATEGORY, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of
+
+
+class BaretToSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretToSampler",
+            display_name="Embeddings to Sampler",
+            category=CATEGORY,
+            description="Hands an inversion to stock samplers: a conditioning with one entry per step, the noise levels and the noisy start.",
+            search_aliases=SEARCH_ALIASES,
+            inputs=[
+                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
+                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
+                io.Combo.Input("process", options=["reconstruction", "transition", "target"], default="reconstruction", tooltip="What to sample: the picture redrawn, the transition that lends its cross-attention, or the plain target text from the picture's noise."),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="The text of each step, each active at its own step alone."),
+                io.Conditioning.Output("negative", tooltip="The negative text of the inversion."),
+                io.Sigmas.Output("sigmas", tooltip="The noise levels, for SamplerCustomAdvanced with the euler sampler."),
+                io.Latent.Output("latent", tooltip="The picture's own noise at the first level; sample it with Disable Noise."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, embeddings, trajectory, process) -> io.NodeOutput:
+        with errors_of(cls):
+            require_match(trajectory, embeddings)
+            conditioning.require_options(embeddings)
+            text = {
+                "reconstruction": lambda i: embeddings.tuned[i],
+                "transition": embeddings.transition,
+                "target": lambda i: embeddings.target,
+            }[process]
+            schedule = trajectory.schedule
+            positive = conditioning.per_step([text(i) for i in range(schedule.steps)], embeddings.positive_options, schedule)
+            noisy = trajectory.pivots[0] * schedule.scale(0)
+            return io.NodeOutput(
+                positive,
+                [[embeddings.negative, dict(embeddings.negative_options)]],
+                schedule.sigmas.float(),
+                models.latent_out(trajectory.family, noisy),
+            )

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..baret_ops.storage import load_inversion, save_inversion
+from ..host import files
+from .common import CATEGORY, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of
+
+
+class BaretSaveInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretSaveInversion",
+            display_name="Save Inversion",
+            category=CATEGORY,
+            description="Writes an inversion to one .safetensors file in the output folder, so that it need not be computed again.",
+            search_aliases=SEARCH_ALIASES,
+            is_output_node=True,
+            inputs=[
+                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
+                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
+                io.String.Input("filename_prefix", default="baret/inversion", tooltip="Folder and name under the output folder; a number is added."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trajectory, embeddings, filename_prefix) -> io.NodeOutput:
+        with errors_of(cls):
+            path, shown = files.new_file(filename_prefix)
+            save_inversion(path, trajectory, embeddings)
+            return io.NodeOutput(ui={"files": [shown], "text": (f"{shown['subfolder']}/{shown['filename']}".lstrip("/"),)})
+
+
+class BaretLoadInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretLoadInversion",
+            display_name="Load Inversion",
+            category=CATEGORY,
+            description="Reads an inversion that Save Inversion wrote, from the input or the output folder.",
+            search_aliases=SEARCH_ALIASES,
+            inputs=[io.Combo.Input("file", options=files.list_files(), tooltip="A .safetensors file of the input folder, or of the output folder (marked so).")],
+            outputs=[
+                TrajectoryWire.Output("trajectory", tooltip="The picture's path through the noise levels."),
+                EmbeddingsWire.Output("embeddings", tooltip="The tuned text of every step, with the transition it was saved with."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        """Takes the place of the host's check against the list, so that a file saved a moment ago, or an unfit name, is met here."""
+        try:
+            files.find_file(file)
+        except ValueError as error:
+            return f"Load Inversion: {error}"
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        return files.fingerprint(file)
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        with errors_of(cls):
+            return io.NodeOutput(*load_inversion(files.find_file(file)))
