@@ -55,9 +55,9 @@ def ddim_inversion(
     From level i+1 to the noisier level i the model sees the cleaner latent ``z_{i+1}`` at time ``t_i``.
 
     latent: ``[B,C,h,w]`` in VP form. embedding: ``[B,T,D]``; ``uncond`` says that it is the negative one.
-    Returns the pivots ``[N+1,B,C,h,w]`` in VP form, noisiest first, float32. Raises NotFinite.
+    Returns the pivots ``[N+1,B,C,h,w]`` in VP form, noisiest first, in the latent's dtype. Raises NotFinite.
     """
-    pivots = [latent.float()]
+    pivots = [latent]
     embedding = embedding.to(latent.device)
     for count, i in enumerate(reversed(range(schedule.steps))):
         sigma, cleaner = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
@@ -101,8 +101,8 @@ def ttis(
     """
     device, images = pivots.device, pivots.shape[1]
     negative = negative.to(device)
-    embedding = target.to(device, torch.float32)
-    latents, embeddings, losses, updates = [pivots[0].float()], [], [], []
+    embedding = target.to(device)
+    latents, embeddings, losses, updates = [pivots[0]], [], [], []
 
     for i in range(schedule.steps):
         sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])

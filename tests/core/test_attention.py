@@ -1,0 +1,47 @@
+"""Sharing the inputs of the projections equals sharing Q and K: explicit softmax(Q K^T) V."""
+
+import pytest
+import torch
+from baret_ops.attention import Sharing
+
+B, L, S, D = 2, 5, 3, 8
+RECEIVER, TRANSITION, RECONSTRUCTION = 0, 1, 2
+
+
+def attend(q, k, v):
+    return torch.softmax(q @ k.transpose(-1, -2) / D**0.5, -1) @ v
+
+
+@pytest.mark.parametrize("passes", [[True], [False, True], [True, False], [False]])
+@pytest.mark.parametrize("uncond", [False, True])
+def test_equals_explicit_softmax(passes, uncond):
+    generator = torch.Generator().manual_seed(0)
+    rows = 3 * B * len(passes)
+    n, context = torch.randn(rows, L, D, generator=generator), torch.randn(rows, S, D, generator=generator)
+    wq, wk, wv = torch.randn(3, D, D, generator=generator)
+    sharing = Sharing(processes=3, self_from=RECONSTRUCTION, cross_from=TRANSITION, uncond=uncond)
+
+    for share, lender, source in ((sharing.share_self, RECONSTRUCTION, n), (sharing.share_cross, TRANSITION, context)):
+        q, k, v = n @ wq, source @ wk, source @ wv
+        wanted = attend(q, k, v)
+        for index, conditional in enumerate(passes):
+            if conditional or uncond:
+                chunk = index * 3 * B
+                for b in range(B):
+                    lent = chunk + lender * B + b
+                    wanted[chunk + b] = attend(q[lent], k[lent], v[chunk + b])
+        got_n, got_context, got_value = share(n, source, source, passes)
+        torch.testing.assert_close(attend(got_n @ wq, got_context @ wk, got_value @ wv), wanted)
+
+
+def test_leaves_alone_what_it_does_not_share():
+    n = torch.randn(3 * B, L, D)
+    assert Sharing(processes=3).share_self(n, n, n, [True])[0] is n
+    assert Sharing(processes=3, self_from=2, max_tokens=L - 1).share_self(n, n, n, [True])[0] is n
+    assert Sharing(processes=3, self_from=2, max_tokens=L).share_self(n, n, n, [True])[0] is not n
+
+
+def test_rows_that_cannot_be_the_processes_are_refused():
+    n = torch.randn(7, L, D)
+    with pytest.raises(ValueError, match="another patch on this model changes the batch size"):
+        Sharing(processes=3, self_from=2).share_self(n, n, n, [True])
