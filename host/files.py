@@ -46,4 +46,4 @@ def find_file(name: str) -> Path:
 def fingerprint(name: str) -> str:
     """What changes when the file does, so that the host reads it again."""
     status = find_file(name).stat()
-    return f"{name}:{status.st_size}:{status.st_mtime_ns}"
+    return f"{name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"

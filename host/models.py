@@ -14,6 +14,11 @@ from ..baret_ops.values import ModelFamily, Trajectory
 
 _FITS = "an SD1.x or SD2.x text-to-image checkpoint (or a small relative of them) fits"
 
+_PREDICTIONS = {
+    comfy.model_sampling.EPS.calculate_denoised: "epsilon",
+    comfy.model_sampling.V_PREDICTION.calculate_denoised: "v_prediction",
+}
+
 
 def family_of(model) -> ModelFamily:
     """What the method needs of a MODEL. Raises ValueError with one sentence for a model that does not fit.
@@ -39,12 +44,12 @@ def family_of(model) -> ModelFamily:
     widths = {block.attn2.to_k.in_features for block in unet.modules() if isinstance(block, BasicTransformerBlock) and block.attn2 is not None}
     if len(widths) != 1 or any(isinstance(module, SpatialVideoTransformer) for module in unet.modules()):
         raise ValueError(f"the model is a {kind} without cross-attention to one text in spatial transformers; {_FITS}.")
-    if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete) or not isinstance(sampling, comfy.model_sampling.EPS):
-        raise ValueError(f"the model samples by {type(sampling).__mro__[1].__name__}; one with a discrete epsilon or v schedule fits: remove the sampling patch, or use {_FITS}.")
-    if isinstance(sampling, comfy.model_sampling.X0):
-        raise ValueError(f"the model predicts the image itself; one that predicts epsilon or v fits: {_FITS}.")
+    prediction = _PREDICTIONS.get(getattr(type(sampling), "calculate_denoised", None))
+    if prediction is None or not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        kinds = " with ".join(base.__name__ for base in type(sampling).__bases__)
+        raise ValueError(f"the model samples by {kinds}; a discrete schedule with epsilon or v prediction fits: remove the sampling patch from the model, or see to it that {_FITS}.")
     return ModelFamily(
-        prediction="v_prediction" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "epsilon",
+        prediction=prediction,
         latent_channels=latent_format.latent_channels,
         context_dim=widths.pop(),
         sigma_max=float(sampling.sigmas[-1]),

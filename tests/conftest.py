@@ -84,7 +84,7 @@ def make_model(host):
                 if weight.ndim == 1:
                     value = torch.zeros(weight.shape) if name.endswith("bias") else torch.ones(weight.shape)
                 else:
-                    value = torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5
+                    value = torch.randn(weight.shape, generator=generator) * max(1, weight[:1].numel()) ** -0.5
                 weight.copy_(value.to(weight.dtype))
             return comfy.model_patcher.ModelPatcher(base, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
 

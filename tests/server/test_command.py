@@ -1,0 +1,36 @@
+"""The README's main command, and what it says when something is not there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import comfyui
+import pytest
+from PIL import Image
+
+DEV = Path(comfyui.__file__).parent
+
+
+def edit(folder, *arguments):
+    environment = {**os.environ, "COMFYUI_PYTHON": sys.executable}
+    return subprocess.run([sys.executable, str(DEV / "edit.py"), *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_edit_writes_the_picture_and_the_strip(checkpoint, tmp_path):
+    done = edit(tmp_path, "--steps", "2", "--iterations", "1", "--text", "a cat", "--out", "out/cat.png")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "out" / "cat.png") in done.stdout and "random weights" in done.stdout
+    assert Image.open(tmp_path / "out" / "cat.png").size == (128, 128)
+    assert Image.open(tmp_path / "out" / "cat_strip.png").size == (3 * 128 + 16, 128)
+
+
+def test_a_missing_file_is_said_before_anything_starts(tmp_path):
+    done = edit(tmp_path, "--checkpoint", "nowhere.safetensors")
+    assert done.returncode == 2 and "there is no file nowhere.safetensors" in done.stderr
+
+
+def test_a_folder_that_is_no_comfyui(tmp_path):
+    done = edit(tmp_path, "--comfyui", str(tmp_path))
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "is not a ComfyUI folder" in done.stderr
+    assert not any(tmp_path.iterdir())

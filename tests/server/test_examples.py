@@ -1,0 +1,82 @@
+"""The example workflows, as committed: they run, they are what dev/workflows.py makes, and both forms agree."""
+
+import io
+import json
+
+import pytest
+import workflows
+from PIL import Image
+
+NAMES = [build.__name__ for build in workflows.WORKFLOWS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_to_images_and_is_cached_when_queued_again(client, example, name):
+    graph = example(name)
+    run = client.run(graph)
+    assert set(run.executed) | run.cached == set(graph)
+    pictures = graph.ids("SaveImage") + graph.ids("PreviewImage")
+    assert pictures
+    for id in pictures:
+        for entry in run.outputs[id]["images"]:
+            picture = Image.open(io.BytesIO(client.view(entry)))
+            assert picture.size == (128, 128)
+            assert len(set(picture.convert("L").getdata())) > 8  # no plane of one colour, as NaN would make
+
+    again = client.run(graph)
+    assert (again.executed, again.cached) == ([], set(graph))
+
+
+def test_are_what_the_description_makes(client):
+    made = workflows.files(client.object_info())
+    committed = {path: path.read_text(encoding="utf-8") for path in workflows.FOLDER.rglob("*.json")}
+    assert committed == made, "run: python dev/workflows.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_forms_say_the_same(client, name):
+    """The form for people, read as the frontend reads it, queues what the form for programs says."""
+    ui = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    api = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    info = client.object_info()
+    links = {link[0]: link for link in ui["links"]}
+    read = {}
+    for node in ui["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        described = info[node["type"]]
+        names = [n for section in ("required", "optional") for n in described["input_order"].get(section, [])]
+        sockets = {entry["name"]: entry["link"] for entry in node["inputs"]}
+        inputs = {n: [str(links[link][1]), links[link][2]] for n, link in sockets.items() if link is not None}
+        values = iter(node["widgets_values"])
+        for n in (n for n in names if n not in sockets):
+            inputs[n] = next(values)
+            options = {**described["input"].get("required", {}), **described["input"].get("optional", {})}[n][1:]
+            if options and options[0].get("image_upload"):
+                assert next(values) == "image"
+        assert list(values) == []
+        read[str(node["id"])] = (node["type"], inputs)
+    assert read == {id: (node["class_type"], node["inputs"]) for id, node in api.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_canvas_is_in_order(name):
+    """Links name each other from both ends, ids are unique, and no two nodes lie over each other."""
+    ui = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    assert len(nodes) == len(ui["nodes"]) and max(nodes) == ui["last_node_id"]
+    assert [link[0] for link in ui["links"]] == list(range(1, ui["last_link_id"] + 1))
+    for id, source, source_slot, target, target_slot, kind in ui["links"]:
+        out, into = nodes[source]["outputs"][source_slot], nodes[target]["inputs"][target_slot]
+        assert id in out["links"] and into["link"] == id and out["type"] == into["type"] == kind
+        assert nodes[source]["order"] < nodes[target]["order"]
+    boxes = [(x, y - 30, x + w, y + h) for (x, y), (w, h) in ((n["pos"], n["size"]) for n in ui["nodes"])]
+    for i, a in enumerate(boxes):
+        assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in boxes[i + 1:])
+        assert any(gx <= a[0] and gy <= a[1] and a[2] <= gx + gw and a[3] <= gy + gh for gx, gy, gw, gh in (g["bounding"] for g in ui["groups"]))
+
+
+def test_stock_sampler_agrees_with_the_reconstruction(example, latent_of):
+    graph = example("baret_stock_sampler")
+    (ours, stock), _ = latent_of(graph, (graph.id("BaretTTISInversion"), 2), (graph.id("SamplerCustomAdvanced"), 0))
+    assert (ours - stock).norm() / ours.norm() < 1e-3

@@ -1,0 +1,96 @@
+"""What a person meets at the queue: caching, progress, Cancel, and a model that is left as it was."""
+
+import time
+
+import comfy_server
+import pytest
+
+TTIS, BAM = "BaretTTISInversion", "BaretBAMEdit"
+
+
+def plain_sampling(checkpoint):
+    """A stock KSampler on the same checkpoint, with (node id, slot) of its latent."""
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a dog"}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "5": {"class_type": "KSampler", "inputs": {
+            "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0],
+            "seed": 7, "steps": 3, "cfg": 7.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+    }
+    return graph, ("5", 0)
+
+
+@pytest.mark.parametrize("node, name, value", [
+    ("BaretTransitionEmbedding", "eta_start", 0.7), ("BaretTransitionEmbedding", "eta_end", 0.2),
+    (BAM, "tau_sa", 0.5), (BAM, "tau_ca", 0.5), (BAM, "cfg", 5.0),
+])
+def test_a_change_after_the_inversion_does_not_invert_again(client, example, node, name, value):
+    graph = example("baret_edit")
+    client.run(graph)
+    graph.inputs(node)[name] = value
+    run = client.run(graph)
+    assert {graph.id(TTIS), graph.id("VAEEncode"), graph.id("CheckpointLoaderSimple")} <= run.cached
+    assert {graph.id(node), graph.id(BAM), graph.id("SaveImage")} <= set(run.executed)
+
+
+def test_another_text_does_not_invert_again(client, example):
+    graph = example("baret_invert_once")
+    client.run(graph)
+    second = graph.ids("CLIPTextEncode")[2]
+    graph[second]["inputs"]["text"] = "a dog in the snow"
+    run = client.run(graph)
+    assert graph.id(TTIS) in run.cached and graph.ids(BAM)[0] in run.cached
+    assert graph.ids(BAM)[1] in run.executed
+
+
+def test_progress_and_previews_arrive(client, example):
+    graph = example("baret_edit")
+    steps = graph.inputs(TTIS)["steps"] = 5
+    run = client.run(graph)
+    for node, total in ((graph.id(TTIS), 2 * steps), (graph.id(BAM), steps)):
+        assert run.progress(node) == [(i + 1, total) for i in range(total)]
+        previews = [p.image for p in run.previews if p.node_id == node]
+        assert previews and all(image.startswith((b"\xff\xd8", b"\x89PNG")) for image in previews)
+
+
+def cancel_in(client, graph, node, at=3):
+    """Run, cancel when that node reports step `at`; returns the seconds from the request to the end of the run."""
+    asked = []
+
+    def on_event(event):
+        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == node and not asked and event["data"]["value"] >= at:
+            client.interrupt()
+            asked.append(time.monotonic())
+
+    with pytest.raises(comfy_server.Interrupted) as caught:
+        client.run(graph, on_event)
+    assert caught.value.node_id == node
+    return time.monotonic() - asked[0]
+
+
+@pytest.mark.parametrize("node, steps, at", [(TTIS, 100, 3), (TTIS, 20, 24), (BAM, 20, 3)], ids=["inversion", "tuning", "edit"])
+def test_cancel_answers_fast_and_leaves_nothing_behind(client, example, checkpoint, latent_of, node, steps, at):
+    stock, sampled = plain_sampling(checkpoint)
+    graph = example("baret_edit")
+    outputs = (graph.id(TTIS), 2), (graph.id(BAM), 0)
+    graph_class = type(graph)
+    (stock_before,), _ = latent_of(graph_class(stock), sampled)
+    before, _ = latent_of(graph, *outputs)
+
+    long = graph.copy()
+    long.inputs(TTIS)["steps"] = steps
+    assert cancel_in(client, long, graph.id(node), at) < 5
+
+    after, run = latent_of(graph, *outputs)
+    assert graph.id(TTIS) in run.executed  # computed again, not remembered
+    assert all(a.equal(b) for a, b in zip(before, after))
+    (stock_after,), run = latent_of(graph_class(stock), sampled)
+    assert sampled[0] in run.executed
+    assert stock_after.equal(stock_before)
+
+
+def test_the_comfyui_tree_is_not_written_to(client, example, changed_files):
+    client.run(example("baret_invert_once"))
+    assert changed_files() == []

@@ -1,0 +1,22 @@
+"""An inversion through the output folder and back."""
+
+TTIS, BAM = "BaretTTISInversion", "BaretBAMEdit"
+
+
+def test_a_loaded_inversion_makes_the_same_edit(client, example, latent_of):
+    graph = example("baret_invert_once")
+    graph.inputs("BaretSaveInversion")["filename_prefix"] = "baret/again"
+    (direct,), run = latent_of(graph, (graph.id(BAM), 0))
+    saved = run.outputs[graph.id("BaretSaveInversion")]["files"][0]
+    assert (client.work / "output" / saved["subfolder"] / saved["filename"]).is_file()
+
+    graph = example("baret_edit")
+    loader = graph.add("BaretLoadInversion", file=f"{saved['subfolder']}/{saved['filename']} [output]")
+    graph.inputs("BaretTransitionEmbedding")["embeddings"] = [loader, 1]
+    graph.inputs(BAM)["trajectory"] = [loader, 0]
+    for unused in ("BaretTTISInversion", "PreviewImage"):
+        used_by = graph.id(unused)
+        for id in [used_by, *[i for i, n in graph.items() if [used_by, 2] in n["inputs"].values()]]:
+            del graph[id]
+    (loaded,), run = latent_of(graph, (graph.id(BAM), 0))
+    assert loaded.equal(direct)
