@@ -1,0 +1,324 @@
+"""Run a real ComfyUI server with this pack in it, and talk to it the way the frontend does.
+
+    with comfy_server.running(host, checkpoints=[path]) as client:
+        result = client.run(prompt, on_event=print)
+
+The server works in a folder of its own (`--base-directory`), so that the ComfyUI tree, which may be the user's, is
+left as it is. Needs the host's interpreter (aiohttp is among ComfyUI's requirements). Not named `server`, because
+ComfyUI has a module of that name and some tests have both in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+import comfyui
+
+PACK = Path(__file__).resolve().parent.parent
+PACK_NAME = "ComfyUI-BARET"
+PROBE = "BaretTTISInversion"  # ComfyUI skips a pack that fails to import with one warning: this node tells
+
+PREVIEW, PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol.BinaryEventTypes
+
+
+class ServerError(RuntimeError):
+    """The server did not start, died, or did not load the pack; the message ends with what its log says."""
+
+
+class PromptRejected(RuntimeError):
+    """The server refused a workflow before running it. `errors`: per node id, the list of what is wrong there."""
+
+    def __init__(self, answer: dict):
+        self.errors: dict[str, list[dict]] = {id: node["errors"] for id, node in answer.get("node_errors", {}).items()}
+        lines = [f"node {id}: {e['message']} ({e['details']})" for id, errors in self.errors.items() for e in errors]
+        super().__init__("; ".join(lines) or str(answer.get("error")))
+
+
+class ExecutionFailed(RuntimeError):
+    """A node raised: its id, its class and the exception's own text, as the user sees them."""
+
+    def __init__(self, event: dict):
+        self.node_id, self.node_type = event["node_id"], event["node_type"]
+        self.exception_type, self.message = event["exception_type"], event["exception_message"].strip()
+        super().__init__(f"node {self.node_id} ({self.node_type}): {self.message}")
+
+
+class Interrupted(RuntimeError):
+    """The run was cancelled; `node_id` is the node that was running."""
+
+    def __init__(self, event: dict):
+        self.node_id, self.node_type = event["node_id"], event["node_type"]
+        super().__init__(f"cancelled in node {self.node_id} ({self.node_type})")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A preview picture that arrived while a node ran (`node_id` None: the server is too old to say which)."""
+
+    node_id: str | None
+    image: bytes
+
+
+@dataclass
+class Run:
+    """What one queued workflow did: events in order, previews, ids of nodes run and taken from the cache, outputs."""
+
+    prompt_id: str
+    events: list[dict] = field(default_factory=list)
+    previews: list[Preview] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)
+    cached: set[str] = field(default_factory=set)
+    outputs: dict[str, dict] = field(default_factory=dict)
+
+    def progress(self, node_id: str) -> list[tuple[float, float]]:
+        """The (value, maximum) pairs that node reported, in order."""
+        data = [e["data"] for e in self.events if e["type"] == "progress"]
+        return [(d["value"], d["max"]) for d in data if d["node"] == node_id]
+
+
+class Client:
+    """One frontend: a WebSocket that listens from the start, and the HTTP routes.
+
+    `work` is the server's folder, with its `input` and `output`; `log` its log file. One `run` at a time.
+    """
+
+    def __init__(self, url: str, work: Path, log: Path):
+        self.url, self.work, self.log = url, work, log
+        self.id = uuid.uuid4().hex
+        self._events: queue.Queue = queue.Queue()
+        self._loop = asyncio.new_event_loop()
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._listen(),), daemon=True)
+        self._thread.start()
+        if not self._listening.wait(30):
+            raise ServerError(f"The WebSocket of {url} did not open.")
+
+    async def _listen(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f"{self.url}/ws?clientId={self.id}", max_msg_size=0) as self._socket:
+                # Must be the first message: previews then come with the id of their node.
+                await self._socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+                self._listening.set()
+                async for message in self._socket:
+                    if message.type == aiohttp.WSMsgType.TEXT:
+                        self._events.put(json.loads(message.data))
+                    elif message.type == aiohttp.WSMsgType.BINARY and (preview := _preview(message.data)):
+                        self._events.put(preview)
+        self._events.put(None)
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._socket.close(), self._loop)
+        self._thread.join(10)
+
+    # --- HTTP -------------------------------------------------------------------------------------------------------
+
+    def object_info(self, node: str = "") -> dict:
+        """The schemas of all nodes, or of one ({} if the server has no such node)."""
+        return self._json(f"/object_info/{node}" if node else "/object_info")
+
+    def history(self, prompt_id: str) -> dict:
+        return self._json(f"/history/{prompt_id}").get(prompt_id, {})
+
+    def interrupt(self) -> None:
+        """Cancel what runs now."""
+        self._post("/interrupt", {})
+
+    def upload(self, image: Path) -> str:
+        """Put a picture into the server's input folder; returns the name that LoadImage takes."""
+        form = uuid.uuid4().hex
+        body = (f'--{form}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+                f'--{form}\r\nContent-Disposition: form-data; name="image"; filename="{image.name}"\r\n'
+                "Content-Type: application/octet-stream\r\n\r\n").encode() + image.read_bytes() + f"\r\n--{form}--\r\n".encode()
+        answer = json.loads(self._request("/upload/image", body, f"multipart/form-data; boundary={form}"))
+        return answer["name"]
+
+    def view(self, image: dict) -> bytes:
+        """The file behind one entry of a node's `images` output."""
+        return self._request("/view?" + urllib.parse.urlencode(image))
+
+    def queue(self, prompt: dict) -> str:
+        """Submit a workflow in API form; returns its id. Raises PromptRejected."""
+        try:
+            return self._post("/prompt", {"prompt": prompt, "client_id": self.id})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise PromptRejected(json.loads(error.read())) from None
+
+    def _json(self, path: str) -> dict:
+        return json.loads(self._request(path))
+
+    def _post(self, path: str, value: dict) -> dict:
+        return json.loads(self._request(path, json.dumps(value).encode(), "application/json") or b"{}")
+
+    def _request(self, path: str, body: bytes | None = None, kind: str = "") -> bytes:
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if kind else {})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    # --- running a workflow -----------------------------------------------------------------------------------------
+
+    def run(self, prompt: dict, on_event: Callable[[dict | Preview], None] | None = None, timeout: float = 600) -> Run:
+        """Submit a workflow and follow it to its end. Raises PromptRejected, ExecutionFailed, Interrupted, TimeoutError."""
+        run = Run(self.queue(prompt))
+        failure: Exception | None = None
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self.interrupt()
+                raise TimeoutError(f"The workflow did not end within {timeout:.0f} s.") from None
+            if event is None:
+                raise ServerError("The server closed the connection while the workflow ran.")
+            if isinstance(event, dict) and event["data"].get("prompt_id") not in (None, run.prompt_id):
+                continue  # the tail of an earlier run
+            if on_event:
+                on_event(event)
+            if isinstance(event, Preview):
+                run.previews.append(event)
+                continue
+            run.events.append(event)
+            kind, data = event["type"], event["data"]
+            if kind == "execution_cached":
+                run.cached.update(data["nodes"])
+            elif kind == "executed" and data["output"]:
+                run.outputs[data["node"]] = data["output"]
+            elif kind == "execution_error":
+                failure = ExecutionFailed(data)
+            elif kind == "execution_interrupted":
+                failure = Interrupted(data)
+            elif kind == "executing" and data["node"] is not None:
+                run.executed.append(data["node"])
+            elif kind == "executing" and data.get("prompt_id") == run.prompt_id:  # node None: sent last, however it ended
+                if failure:
+                    raise failure
+                return run
+
+
+def _preview(message: bytes) -> Preview | None:
+    """Decode a binary message: event type, then an image type or JSON metadata with its length, then the picture."""
+    kind, number = struct.unpack(">II", message[:8])
+    if kind == PREVIEW:
+        return Preview(None, message[8:])
+    if kind == PREVIEW_WITH_METADATA:
+        return Preview(json.loads(message[8:8 + number])["node_id"], message[8 + number:])
+    return None
+
+
+# --- the server process ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Sequence[str] = ()) -> Iterator[Client]:
+    """Start the server with the pack and `checkpoints` in it, yield a Client, stop it. Raises ServerError.
+
+    `options`: further ComfyUI command line options. The server's folder is gone at the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="baret-server-") as folder:
+        work = Path(folder)
+        for name in ("custom_nodes", "input", "output", "user", "models/checkpoints"):
+            (work / name).mkdir(parents=True)
+        _link(PACK, work / "custom_nodes" / PACK_NAME)
+        for checkpoint in checkpoints:
+            _link(Path(checkpoint).resolve(), work / "models" / "checkpoints" / Path(checkpoint).name)
+        port = _free_port()
+        log = work / "server.log"
+        command = [str(host.python), "-u", str(host.path / "main.py"), "--base-directory", str(work), "--port", str(port),
+                   "--database-url", f"sqlite:///{(work / 'user' / 'comfyui.db').as_posix()}", "--disable-auto-launch",
+                   "--disable-api-nodes", "--preview-method", "latent2rgb", *options]
+        if not _has_accelerator(host):
+            command.append("--cpu")
+        # Compiled files go to our cache: the tree, which may be the user's, is not written to.
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(comfyui.cache_root() / "pycache")}
+        with open(log, "wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        client = None
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_up(process, url, log)
+            client = Client(url, work, log)
+            if not client.object_info(PROBE):
+                raise ServerError(f"ComfyUI runs but did not load {PACK_NAME}; its log says:\n{_about_pack(log)}")
+            yield client
+        finally:
+            if client:
+                client.close()
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float = 240) -> None:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"ComfyUI ended with code {process.returncode} while starting; its log ends:\n{_tail(log)}")
+        try:
+            with urllib.request.urlopen(f"{url}/system_stats", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise ServerError(f"ComfyUI was not up within {limit:.0f} s; its log ends:\n{_tail(log)}")
+
+
+def _has_accelerator(host: comfyui.Host) -> bool:
+    """Whether the host's torch sees a GPU; ComfyUI does not start without one unless it is told `--cpu`."""
+    code = "import sys, torch; sys.exit(not getattr(torch, 'accelerator', torch.cuda).is_available())"
+    return subprocess.run([str(host.python), "-c", code], capture_output=True).returncode == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _link(source: Path, target: Path) -> None:
+    """A symbolic link, or a copy where those are not allowed (Windows without developer mode)."""
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        else:
+            shutil.copy2(source, target)
+
+
+def _lines(log: Path) -> list[str]:
+    """The log's lines without their colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")).splitlines()
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(_lines(log)[-30:])
+
+
+def _about_pack(log: Path) -> str:
+    """The log from the first traceback to the last line that names the pack, or the log's end."""
+    lines = _lines(log)
+    named = [i for i, line in enumerate(lines) if PACK_NAME in line]
+    first = next((i for i, line in enumerate(lines) if "Traceback" in line), named[0] if named else 0)
+    return "\n".join(lines[first:named[-1] + 1][-60:]) if named else _tail(log)
