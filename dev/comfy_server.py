@@ -160,9 +160,14 @@ class Client:
     def queue(self, prompt: dict) -> str:
         """Submit a workflow in API form; returns its id. Raises PromptRejected."""
         try:
-            return self._post("/prompt", {"prompt": prompt, "client_id": self.id})["prompt_id"]
+            answer = self._post("/prompt", {"prompt": prompt, "client_id": self.id})
         except urllib.error.HTTPError as error:
             raise PromptRejected(json.loads(error.read())) from None
+        if answer["node_errors"]:  # the server would still run the outputs that do not depend on those nodes
+            self._post("/queue", {"delete": [answer["prompt_id"]]})
+            self.interrupt()
+            raise PromptRejected(answer)
+        return answer["prompt_id"]
 
     def _json(self, path: str) -> dict:
         return json.loads(self._request(path))
