@@ -66,7 +66,6 @@ class Adam:
             with torch.enable_grad():
                 squares = loss[going].sum() * pixels
             gradients = torch.autograd.grad(squares, moving)
-            del loss, x_active, squares
             optimizer.zero_grad(set_to_none=True)
             for image, gradient in zip(moving, gradients):
                 image.grad = gradient / pixels

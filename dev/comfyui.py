@@ -145,7 +145,7 @@ def _install_once(environment: Path, python: Path, requirements: list[str], depe
             return
     except (OSError, ValueError, KeyError):
         pass  # no stamp or a damaged one: install, which is quick when all is there
-    _say(f"installing the packages into {environment} (a few minutes and some GB the first time)")
+    _say(f"installing packages into {environment}; the first time this takes minutes")
     _run([python, "-m", "pip", "install", "--quiet", *requirements], "The Python packages could not be installed")
     _write_whole(stamp, json.dumps({"requirements": wanted}))
 

@@ -298,7 +298,7 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/{workflow.name}")), "revision": 0,
         "last_node_id": len(nodes), "last_link_id": len(links), "nodes": list(nodes.values()), "links": links,
-        "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [40, 60]}}, "version": 0.4,
+        "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [140, 110]}}, "version": 0.4,
     }
 
 

@@ -144,6 +144,61 @@ def test_gradient_is_that_of_finite_differences(problem, schedule):
     assert Checks.checked == 3 * STEPS
 
 
+class ThroughHalf(torch.autograd.Function):
+    """Nothing on the way forward; float16 on the way back."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.half().to(gradient.dtype)
+
+
+def test_float16_on_the_way_back_loses_nothing(schedule, monkeypatch):
+    """A network whose gradients pass through float16, at an error well below the default threshold: Adam gets the float64 gradient."""
+    import baret_ops.step_rules
+
+    recorded = []
+
+    class Recording(torch.optim.Adam):
+        def step(self):
+            recorded.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]))
+            super().step()
+
+    monkeypatch.setattr(baret_ops.step_rules.torch.optim, "Adam", Recording)
+    generator = torch.Generator().manual_seed(2)
+    of_text = torch.randn(TOKENS * WIDTH, 4 * 64 * 64, generator=generator) * 1e-2
+
+    class Half(Network):
+        def eps(self, x, sigma, e):
+            out = (torch.sin(e.flatten(1)).to(of_text.dtype) @ of_text).view_as(x)
+            return ThroughHalf.apply(out) if self.half else out
+
+    target, negative = torch.randn(2, 1, TOKENS, WIDTH, generator=generator)
+    latent = torch.randn(1, 4, 64, 64, generator=generator)
+    network = Half()
+    network.half = False
+    pivots = ddim_inversion(network, latent, target, schedule)
+    pivots[1] = ttis(network, pivots, target, negative, schedule, guidance_scale=7.5, rule=Adam(), iterations=0).latents[1] + 1e-4 * torch.randn(latent.shape, generator=generator)
+    for half in (True, False):
+        network.half = half
+        recorded.clear()
+        ttis(network, pivots, target, negative, schedule, guidance_scale=7.5, rule=Adam(), iterations=1, stop=StopRule(0.0, 0.0))
+        if half:
+            through_half = recorded[0]
+    assert (through_half - recorded[0]).norm() < 0.01 * recorded[0].norm()
+    sigma, sigma_next = float(schedule.sigmas[0]), float(schedule.sigmas[1])
+    e = target.double().requires_grad_()
+    of_text = of_text.double()
+    x = pivots[0].double() * schedule.scale(0)
+    uncond = network.eps(x, sigma, negative.double())
+    z = (x + (sigma_next - sigma) * (uncond + 7.5 * (network.eps(x, sigma, e) - uncond))) / schedule.scale(1)
+    (wanted,) = torch.autograd.grad((z - pivots[1].double()).square().mean(), e)
+    assert (recorded[0].double() - wanted.flatten()).norm() < 0.01 * wanted.norm(), "and it is the gradient of the mean"
+
+
 @pytest.mark.parametrize("skip_finished", [True, False])
 def test_each_image_is_a_problem_of_its_own(problem, schedule, skip_finished):
     pivots, target, negative = problem

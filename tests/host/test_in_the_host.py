@@ -126,22 +126,36 @@ def test_controlnet(make_model, invert, edit, plain, text):
     assert torch.equal(plain(model), before)
 
 
+def test_controlnet_of_a_failed_run_is_cleaned(make_model, invert, text):
+    model, control = make_model(), controlnet()
+    handle = model.model.diffusion_model.register_forward_hook(lambda module, args, out: out * float("nan"))
+    with pytest.raises(RuntimeError, match="NaN"):
+        invert(model, positive=[[text(1)[0][0], {"control": control}]])
+    handle.remove()
+    assert control.cond_hint is None
+
+
 def test_controlnet_with_a_hint_per_image_and_on_both_texts(make_model, invert, edit, plain, text, picture):
     """Images that stop early stay in the batch then, so that hints keep their images."""
     model, control = make_model(), controlnet(images=2)
     texts = {"positive": [[text(1)[0][0], {"control": control}]], "negative": [[text(2)[0][0], {"control": control}]]}
     latent = picture(images=2)
     works(model, invert, edit, plain, relative=1e-4, latent=latent, **texts)
-    _, untuned, _ = invert(model, latent=latent, iterations=0, **texts)
-    rule = {"stop_threshold": float(untuned.losses[2].mean()), "stop_growth": 0.0}
-    _, together, _ = invert(model, latent=latent, **texts, **rule)
-    assert (together.updates[:, 0] != together.updates[:, 1]).any()
-    for row in range(2):
-        one = control.copy().set_cond_hint(control.cond_hint_original[row : row + 1], 1.0, (0.0, 1.0))
-        single = {"positive": [[text(1)[0][0], {"control": one}]], "negative": [[text(2)[0][0], {"control": one}]]}
-        _, alone, _ = invert(model, latent={"samples": latent["samples"][row : row + 1]}, **single, **rule)
-        assert torch.equal(together.updates[:, row], alone.updates[:, 0])
-        close(together.losses[:, row], alone.losses[:, 0], 1e-3)
+    hints = control.cond_hint_original
+    for order in ([0, 1], [1, 0]):  # either image is the one that stops first
+        pair = control.copy().set_cond_hint(hints[order], 1.0, (0.0, 1.0))
+        texts = {"positive": [[text(1)[0][0], {"control": pair}]], "negative": [[text(2)[0][0], {"control": pair}]]}
+        pictures = {"samples": latent["samples"][order]}
+        _, untuned, _ = invert(model, latent=pictures, iterations=0, **texts)
+        rule = {"stop_threshold": float(untuned.losses[2].mean()), "stop_growth": 0.0}
+        _, together, _ = invert(model, latent=pictures, **texts, **rule)
+        assert (together.updates[:, 0] != together.updates[:, 1]).any()
+        for row in range(2):
+            one = control.copy().set_cond_hint(hints[order[row]][None], 1.0, (0.0, 1.0))
+            single = {"positive": [[text(1)[0][0], {"control": one}]], "negative": [[text(2)[0][0], {"control": one}]]}
+            _, alone, _ = invert(model, latent={"samples": pictures["samples"][row : row + 1]}, **single, **rule)
+            assert torch.equal(together.updates[:, row], alone.updates[:, 0])
+            close(together.losses[:, row], alone.losses[:, 0], 1e-3)
 
 
 def test_ipadapter_like_attention_replacements(make_model, invert, edit, plain):

@@ -1,0 +1,112 @@
+"""The BAM loop against the plain way: all three processes sampled in full, every step, as the paper has it."""
+
+import pytest
+import torch
+from baret_ops.bam import bam, injected_steps
+from baret_ops.schedule import make_schedule
+from baret_ops.values import Embeddings, ModelFamily, Trajectory
+
+STEPS, B, TOKENS, WIDTH, W = 8, 2, 3, 4, 4.0
+
+
+def mix(x, e, self_x, cross_x, cross_e, sigma):
+    """A network with a self- and a cross-attention to speak of: 'queries and keys' of their rows, 'values' of its own."""
+    z, self_z, cross_z = (t / (1 + sigma**2) ** 0.5 for t in (x, self_x, cross_x))
+    own, lent = e.mean((1, 2))[:, None, None, None], cross_e.mean((1, 2))[:, None, None, None]
+    return torch.tanh(z) + 0.3 * torch.sin(3 * self_z) * z + 0.5 * torch.sin(2 * cross_z + lent) * own
+
+
+class Network:
+    rows = 0
+
+    def __call__(self, x, sigma, *, cond=None, uncond=None, sharing=None):
+        out = []
+        for e, conditional in ((cond, True), (uncond, False)):
+            if e is None:
+                out.append(None)
+                continue
+            self.rows += len(x)
+            self_x, cross_x, cross_e = x.clone(), x.clone(), e.clone()
+            if sharing is not None and (conditional or sharing.uncond):
+                assert len(x) == sharing.processes * B
+                to = slice(sharing.receiver * B, (sharing.receiver + 1) * B)
+                if sharing.self_from is not None:
+                    self_x[to] = x[sharing.self_from * B : (sharing.self_from + 1) * B]
+                if sharing.cross_from is not None:
+                    rows = slice(sharing.cross_from * B, (sharing.cross_from + 1) * B)
+                    cross_x[to], cross_e[to] = x[rows], e[rows]
+            out.append(mix(x, e, self_x, cross_x, cross_e, sigma))
+        return tuple(out)
+
+
+def plain(trajectory, embeddings, tau_sa, tau_ca, both, mask=None):
+    schedule, pivots, null = trajectory.schedule, trajectory.pivots, embeddings.negative
+    edit = transition = pivots[0]
+    for i in range(STEPS):
+        sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+        x_edit, x_tra, x_rec = (z * schedule.scale(i) for z in (edit, transition, trajectory.latents[i]))
+        e_tra = embeddings.eta[i] * embeddings.tuned[i] + (1 - embeddings.eta[i]) * embeddings.target
+        shared_self, shared_cross = i < injected_steps(tau_sa, STEPS), i < injected_steps(tau_ca, STEPS)
+
+        def eps(x, e, share, cross_e=None):
+            self_x = x_rec if share and shared_self else x
+            cross_x, cross_e = (x_tra, cross_e) if share and shared_cross else (x, e)
+            return mix(x, e, self_x, cross_x, cross_e, sigma)
+
+        def step(x, cond, uncond):
+            return (x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1)
+
+        edit = step(x_edit, eps(x_edit, embeddings.target, True, e_tra), eps(x_edit, null, both, null))
+        transition = step(x_tra, eps(x_tra, e_tra, False), eps(x_tra, null, False))
+        if mask is not None:
+            edit = mask * edit + (1 - mask) * pivots[i + 1]
+    return edit
+
+
+def inversion(eta):
+    """A trajectory and embeddings with nothing in common but their shapes, but for the latents: those of the tuned text."""
+    generator = torch.Generator().manual_seed(0)
+    schedule = make_schedule(torch.linspace(0.03, 8.0, 1000, dtype=torch.float64), STEPS)
+    pivots = torch.randn(STEPS + 1, B, 2, 3, 4, generator=generator, dtype=torch.float64)
+    tuned = torch.randn(STEPS, B, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+    target, negative = torch.randn(2, B, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+    latents, network = [pivots[0]], Network()
+    for i in range(STEPS):
+        sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+        x = latents[-1] * schedule.scale(i)
+        cond, uncond = network(x, sigma, cond=tuned[i], uncond=negative)
+        latents.append((x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1))
+    trajectory = Trajectory(pivots, torch.stack(latents), schedule, W, ModelFamily("epsilon", 2, WIDTH, 8.0, 1.0))
+    zeros = torch.zeros(STEPS, B)
+    return trajectory, Embeddings(tuned, target, negative, torch.ones(STEPS), zeros, zeros.long()).with_transition(*eta)
+
+
+@pytest.mark.parametrize("eta", [(0.8, 0.1), (1.0, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("taus", [(0.3, 0.6), (0.6, 0.3), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_is_the_plain_way(eta, taus, both, masked):
+    trajectory, embeddings = inversion(eta)
+    mask = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4) if masked else None
+    got = bam(Network(), trajectory, embeddings, guidance_scale=W, tau_sa=taus[0], tau_ca=taus[1], uncond_too=both, mask=mask)
+    torch.testing.assert_close(got, plain(trajectory, embeddings, *taus, both, mask), rtol=1e-6, atol=1e-6)
+
+
+def test_rigid_at_another_guidance_samples_the_transition():
+    """The tuned latents are the transition only at the guidance they were tuned at."""
+    trajectory, embeddings = inversion((1.0, 1.0))
+    network = Network()
+    bam(network, trajectory, embeddings, guidance_scale=W)
+    assert network.rows == B * (round(0.6 * STEPS) + 2 * STEPS)
+    network = Network()
+    bam(network, trajectory, embeddings, guidance_scale=W + 1)
+    assert network.rows == B * (injected_steps(0.3, STEPS) + 2 * injected_steps(0.6, STEPS) + 2 * STEPS)
+
+
+def test_a_hard_mask_keeps_the_last_pivot_to_the_bit():
+    trajectory, embeddings = inversion((0.8, 0.1))
+    mask = torch.zeros(1, 1, 3, 4, dtype=torch.float64)
+    mask[..., 2:] = 1.0
+    got = bam(Network(), trajectory, embeddings, guidance_scale=W, mask=mask)
+    assert torch.equal(got[..., :2], trajectory.pivots[-1][..., :2])
+    assert torch.equal(bam(Network(), trajectory, embeddings, guidance_scale=W, mask=torch.ones_like(mask)), bam(Network(), trajectory, embeddings, guidance_scale=W))
