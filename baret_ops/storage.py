@@ -27,14 +27,14 @@ def save_inversion(path: Path, trajectory: Trajectory, embeddings: Embeddings) -
     written, so that a loaded inversion can ask for them. Raises ValueError when the values do not belong together.
     """
     require_match(trajectory, embeddings)
-    options = sorted({*embeddings.positive_options, *embeddings.negative_options} - _TEXT_OPTIONS) or list(embeddings.missing_options)
     about = {
         "format": FORMAT,
         "version": VERSION,
         "timesteps": trajectory.schedule.timesteps,
         "guidance_scale": trajectory.guidance_scale,
         "family": asdict(trajectory.family),
-        "options": options,
+        "positive_options": sorted({*embeddings.positive_options, *embeddings.missing_positive} - _TEXT_OPTIONS),
+        "negative_options": sorted({*embeddings.negative_options, *embeddings.missing_negative} - _TEXT_OPTIONS),
     }
     tensors = {name: getattr(trajectory, name) for name in _TRAJECTORY} | {name: getattr(embeddings, name) for name in _EMBEDDINGS}
     tensors["sigmas"] = trajectory.schedule.sigmas
@@ -83,7 +83,11 @@ def load_inversion(path: Path) -> tuple[Trajectory, Embeddings]:
             guidance_scale=float(about["guidance_scale"]),
             family=ModelFamily(**about["family"]),
         )
-        embeddings = Embeddings(**{key: tensors[key] for key in _EMBEDDINGS}, missing_options=tuple(map(str, about["options"])))
+        embeddings = Embeddings(
+            **{key: tensors[key] for key in _EMBEDDINGS},
+            missing_positive=tuple(map(str, about["positive_options"])),
+            missing_negative=tuple(map(str, about["negative_options"])),
+        )
         require_match(trajectory, embeddings)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} is not a whole inversion ({error}); save the inversion again.") from error

@@ -75,7 +75,7 @@ class Embeddings:
     eta: ``[N]`` float32, share of the tuned embedding in the transition. losses: ``[N,B]``, mean squared error to
         the next pivot. updates: ``[N,B]`` int64, updates spent.
     positive_options, negative_options: what the host's conditioning carried beside the text (ControlNet, hooks);
-        opaque to the core. missing_options: names of such options that a file could not hold.
+        opaque to the core. missing_positive, missing_negative: names of such options that a file could not hold.
     """
 
     tuned: Tensor
@@ -86,7 +86,8 @@ class Embeddings:
     updates: Tensor
     positive_options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
     negative_options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
-    missing_options: tuple[str, ...] = ()
+    missing_positive: tuple[str, ...] = ()
+    missing_negative: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.tuned.ndim != 4:
@@ -122,9 +123,10 @@ class Embeddings:
         return replace(self, eta=eta_schedule(eta_start, eta_end, self.steps))
 
     def with_target(self, target: Tensor, options: Mapping[str, Any]) -> "Embeddings":
-        """These embeddings with another target text ``[B,T,D]``: invert once, edit many.
+        """These embeddings with another target text ``[B,T,D]`` and the options of its conditioning: invert once, edit many.
 
-        A text of another length is brought to a common one by repeating both, which changes no attention.
+        A text of another length is brought to a common one by repeating both, which changes no attention. Options that a
+        file lost on the negative side come back from the target's: the host puts the same ControlNet on both.
         """
         length = torch.lcm(torch.tensor(target.shape[1]), torch.tensor(self.tuned.shape[2])).item()
         return replace(
@@ -132,7 +134,9 @@ class Embeddings:
             tuned=repeat_tokens(self.tuned, length),
             target=repeat_tokens(target, length),
             positive_options=MappingProxyType(dict(options)),
-            missing_options=(),
+            negative_options=MappingProxyType({**self.negative_options, **{name: options[name] for name in self.missing_negative if name in options}}),
+            missing_positive=(),
+            missing_negative=(),
         )
 
 

@@ -75,9 +75,10 @@ def carries_rows(options: Options) -> bool:
 
 def require_options(embeddings: Embeddings) -> None:
     """Raise ValueError when a loaded inversion lacks what its conditioning carried."""
-    if embeddings.missing_options:
+    missing = sorted({*embeddings.missing_positive, *embeddings.missing_negative})
+    if missing:
         raise ValueError(
-            f"the embeddings were made with {', '.join(embeddings.missing_options)} on the conditioning, which a file cannot hold; "
+            f"the embeddings were made with {', '.join(missing)} on the conditioning, which a file cannot hold; "
             "connect a conditioning that carries it to the positive input of Transition Embedding."
         )
 

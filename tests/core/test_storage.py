@@ -53,17 +53,22 @@ def test_comes_back_to_the_bit(inversion, saved):
     assert (trajectory.family, trajectory.guidance_scale) == (inversion[0].family, 7.5)
     for name in ("tuned", "target", "negative", "eta", "losses", "updates"):
         assert torch.equal(getattr(embeddings, name), getattr(inversion[1], name))
-    assert embeddings.missing_options == ()
+    assert embeddings.missing_positive == embeddings.missing_negative == ()
 
 
 def test_names_what_a_file_cannot_hold(inversion, tmp_path):
     from dataclasses import replace
 
     path = tmp_path / "controlled.safetensors"
-    save_inversion(path, inversion[0], replace(inversion[1], positive_options={"control": object(), "pooled_output": None}))
-    assert load_inversion(path)[1].missing_options == ("control",)
-    save_inversion(path, *load_inversion(path))
-    assert load_inversion(path)[1].missing_options == ("control",), "saved again it still says so"
+    save_inversion(path, inversion[0], replace(inversion[1], positive_options={"control": object(), "hooks": 1, "pooled_output": None}, negative_options={"control": object()}))
+    for _ in range(2):  # saved again it still says so
+        trajectory, embeddings = load_inversion(path)
+        assert (embeddings.missing_positive, embeddings.missing_negative) == (("control", "hooks"), ("control",))
+        save_inversion(path, trajectory, embeddings)
+    control = object()
+    again = embeddings.with_target(embeddings.target, {"control": control, "hooks": 2})
+    assert again.positive_options == {"control": control, "hooks": 2} and again.negative_options == {"control": control}
+    assert again.missing_positive == again.missing_negative == ()
 
 
 def test_a_failed_save_leaves_nothing(inversion, tmp_path, monkeypatch):
