@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-
 import comfyui
 
 PACK = Path(__file__).resolve().parent.parent

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,10 +162,13 @@ def _own_host(path: Path, tests: bool) -> Host:
         raise HostError(f"{python} lacks ComfyUI's requirements; set COMFYUI_PYTHON to the interpreter that runs {path}.")
     if tests:
         python = _with_test_packages(path, python)
-    version = {}
-    if (path / "comfyui_version.py").is_file():
-        exec((path / "comfyui_version.py").read_text(), version)
-    return Host(path, python, version.get("__version__", "unknown"))
+    return Host(path, python, version_of(path))
+
+
+def version_of(tree: Path) -> str:
+    """The version a ComfyUI tree says it is."""
+    found = re.search(r'__version__ = "(.+)"', (tree / "comfyui_version.py").read_text())
+    return found[1] if found else "of unknown version"
 
 
 def _own_python(path: Path) -> Path:

@@ -21,12 +21,13 @@ import workflows
 PICTURE = Path(__file__).resolve().parent / "assets" / "dog.png"
 WORKFLOW = workflows.API_FOLDER / "baret_edit.json"
 
-# The default model, in one place: how to get it, the size it is used at, what to say about it.
+# The default model, in one place: how to get it, the size and steps it is used at, what to say about it.
 default_checkpoint = stand_in.ensure
-DEFAULT_CHECKPOINT_SIZE = 128
-DEFAULT_CHECKPOINT_NOTE = ("No --checkpoint was given, so this uses a generated stand-in with random weights: everything runs as with a real "
-                           f"model, but the pictures mean nothing. It works at {DEFAULT_CHECKPOINT_SIZE}x{DEFAULT_CHECKPOINT_SIZE} pixels "
-                           "so that 50 steps take about a minute on a CPU.")
+DEFAULT_CHECKPOINT_SIZE, DEFAULT_CHECKPOINT_STEPS = 128, 20
+DEFAULT_CHECKPOINT_NOTE = f"""\
+No --checkpoint was given, so this uses a generated stand-in with random weights: everything runs as with a real model,
+but the pictures mean nothing. So that it takes about a minute on a CPU, it works at
+{DEFAULT_CHECKPOINT_SIZE}x{DEFAULT_CHECKPOINT_SIZE} pixels and in {DEFAULT_CHECKPOINT_STEPS} steps."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--negative", help="the negative text (default: empty, as in the paper)")
     parser.add_argument("--checkpoint", type=Path, help="a Stable Diffusion 1.x or 2.x checkpoint file")
     parser.add_argument("--size", type=int, help="work at the area of a square of this side; proportions are kept (default: 512 with a checkpoint)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: 50)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: 50 with a checkpoint)")
     parser.add_argument("--cfg", type=float, help="guidance of the inversion and the edit (default: 7.5)")
     parser.add_argument("--iterations", type=int, help="most updates of the text per step (default: 5)")
     parser.add_argument("--learning-rate", type=float, help="size of an update (default: 0.001)")
@@ -51,7 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     for path in filter(None, (options.image, options.checkpoint)):
         if not path.is_file():
             parser.error(f"there is no file {path}")
-    if options.size is not None and options.size < 104:
+    if options.size is None:
+        options.size = 512 if options.checkpoint else DEFAULT_CHECKPOINT_SIZE
+    if options.steps is None and not options.checkpoint:
+        options.steps = DEFAULT_CHECKPOINT_STEPS
+    if options.size < 104:
         parser.error("--size must be at least 104, the least that the workflow's scaling node takes")
     return options
 
@@ -60,11 +65,10 @@ def fill_in(prompt: dict, options: argparse.Namespace, checkpoint: Path, image: 
     """The example workflow with the options in it; an option that was not given leaves the workflow's value."""
     by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
     ttis, transition, bam = (by_type[t] for t in ("BaretTTISInversion", "BaretTransitionEmbedding", "BaretBAMEdit"))
-    size = options.size or (512 if options.checkpoint else DEFAULT_CHECKPOINT_SIZE)
     for inputs, name, value in (
         (by_type["CheckpointLoaderSimple"], "ckpt_name", checkpoint.name),
         (by_type["LoadImage"], "image", image),
-        (by_type["ImageScaleToTotalPixels"], "megapixels", size**2 / 1024**2),
+        (by_type["ImageScaleToTotalPixels"], "megapixels", options.size**2 / 1024**2),
         (prompt[ttis["positive"][0]]["inputs"], "text", options.text),
         (prompt[ttis["negative"][0]]["inputs"], "text", options.negative),
         (ttis, "steps", options.steps), (ttis, "cfg", options.cfg), (bam, "cfg", options.cfg),

@@ -32,14 +32,6 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, GAP, TITLE = 380, 30, 70
 
 
-@dataclass(frozen=True)
-class Link:
-    """An output of a node, by the name the server gives it."""
-
-    node: "Node"
-    output: str
-
-
 @dataclass(frozen=True, eq=False)
 class Node:
     id: int
@@ -49,6 +41,14 @@ class Node:
 
     def __getitem__(self, output: str) -> Link:
         return Link(self, output)
+
+
+@dataclass(frozen=True)
+class Link:
+    """An output of a node, by the name the server gives it."""
+
+    node: Node
+    output: str
 
 
 @dataclass

@@ -95,9 +95,10 @@ class _Run(comfy.samplers.Sampler):
         options = _with_transformer_options(options, {"optimized_attention_override": _differentiable_attention})
         # Nodes run in inference mode, where nothing can be saved for backward.
         with torch.inference_mode(False), torch.no_grad():
-            for patcher in [guider.model_patcher, *guider.loaded_models]:
-                _leave_inference(getattr(patcher, "model", patcher))
-            with torch.autograd.graph.allow_mutation_on_saved_tensors() if _patched(guider, options) else contextlib.nullcontext():
+            modules = [model for patcher in (guider.model_patcher, *guider.loaded_models) if isinstance(model := getattr(patcher, "model", patcher), torch.nn.Module)]
+            for module in modules:
+                _leave_inference(module)
+            with _saving_copies(modules) if _patched(guider, options) else contextlib.nullcontext():
                 self.result = self.loop(_Predictor(guider, options), noise.device)
         return noise
 
@@ -126,8 +127,7 @@ class _Predictor:
 
 
 def _patched(guider: comfy.samplers.CFGGuider, options: dict) -> bool:
-    """Whether code beyond the UNet's own takes part: ControlNets and patches such as FreeU change activations in place
-    that backward still needs. Copies on write for them cost tens of milliseconds a pass, which the bare UNet is spared."""
+    """Whether code beyond the UNet's own takes part, which may change activations in place."""
     transformer = options.get("transformer_options", {})
     controlled = any("control" in entry for conds in guider.conds.values() for entry in conds)
     return controlled or bool(transformer.get("patches")) or bool(transformer.get("patches_replace"))
@@ -187,9 +187,19 @@ def _load_fully(executor, model, *args, **kwargs):
     return result
 
 
-def _leave_inference(module) -> None:
+def _saving_copies(modules: list[torch.nn.Module]) -> torch.autograd.graph.saved_tensors_hooks:
+    """Save copies of activations for backward: ControlNets and patches such as FreeU change in place what it still needs.
+
+    Not ``torch.autograd.graph.allow_mutation_on_saved_tensors``: it knows a tensor by its address, and confuses a saved one
+    that was let go with a new one in its place.
+    """
+    weights = {weight.untyped_storage().data_ptr() for module in modules for weight in module.parameters() if type(weight.data) is torch.Tensor}
+    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved if saved.untyped_storage().data_ptr() in weights else saved.clone(), lambda saved: saved)
+
+
+def _leave_inference(module: torch.nn.Module) -> None:
     """Replace the inference tensors among a module's weights by normal ones of the same values, one at a time."""
-    for part in module.modules() if isinstance(module, torch.nn.Module) else ():
+    for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None and weight.is_inference():
                 part._parameters[name] = torch.nn.Parameter(weight.clone(), requires_grad=False)

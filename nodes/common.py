@@ -25,4 +25,4 @@ def errors_of(node: type[io.ComfyNode]) -> Iterator[None]:
     try:
         yield
     except (ValueError, NotFinite) as error:
-        raise type(error)(f"{node.GET_SCHEMA().display_name}: {error}") from error
+        raise type(error)(f"{node.define_schema().display_name}: {error}") from error

@@ -99,14 +99,15 @@ def model(make_model):
 
 @pytest.fixture
 def execute(pack):
-    """Call a node by its id as the host does: in inference mode, with defaults for what is not given."""
+    """Call a node by its id as the host does: a locked clone of its class, in inference mode; with defaults for what is not given."""
     import torch
+    from comfy_api.internal import make_locked_method_func
 
     def call(node_id, **inputs):
         node = pack.nodes[node_id]
         defaults = {entry.id: entry.default for entry in node.define_schema().inputs if getattr(entry, "default", None) is not None}
         with torch.inference_mode():
-            return node.execute(**{**defaults, **inputs}).args
+            return make_locked_method_func(node, node.FUNCTION, node.PREPARE_CLASS_CLONE(None))(**{**defaults, **inputs}).args
 
     return call
 

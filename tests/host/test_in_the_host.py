@@ -319,6 +319,25 @@ def test_compiled_models(make_model, invert, edit):
     close(edit(compiled, trajectory, embeddings), wanted, 1e-4)
 
 
+def test_gradients_through_in_place_changes_are_those_without(make_model, invert, text):
+    """A patch that scales in place what backward still needs gives the run of the same patch that does not."""
+    runs = []
+    for in_place in (True, False):
+        model = make_model().clone()
+
+        def patch(h, hsp, options):
+            if in_place:
+                h[:, : h.shape[1] // 2] *= 1.3
+                hsp *= 0.9
+                return h, hsp
+            return torch.cat([h[:, : h.shape[1] // 2] * 1.3, h[:, h.shape[1] // 2 :]], 1), hsp * 0.9
+
+        model.set_model_output_block_patch(patch)
+        runs.append(invert(model, iterations=6))
+    close(runs[0][1].tuned, runs[1][1].tuned, 1e-4)
+    close(runs[0][1].losses, runs[1][1].losses, 1e-4)
+
+
 class TestAfterwards:
     """After any run the shared model is as it was: plain sampling before and after is bit-equal."""
 

@@ -60,7 +60,7 @@ def installed():
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         pytest.exit("COMFYUI_PATH is not set; run the tests with: python dev/test.py", returncode=2)
-    return comfyui.Host(Path(path), Path(sys.executable), "as provided")
+    return comfyui.Host(Path(path), Path(sys.executable), comfyui.version_of(Path(path)))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import comfyui
-import pytest
 from PIL import Image
 
 DEV = Path(comfyui.__file__).parent

@@ -69,7 +69,10 @@ def test_a_file_that_leaves_the_folder_or_is_not_there(client, graph, name):
     assert "Load Inversion" in is_rejected(client, graph, loader)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", b"\x02\0\0\0\0\0\0\0{}"], ids=["empty", "noise", "huge header", "foreign"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", b"\x02\0\0\0\0\0\0\0{}"],
+    ids=["empty", "noise", "huge header", "foreign"],
+)
 def test_a_damaged_file(client, graph, content):
     (client.work / "input" / "damaged.safetensors").write_bytes(content)
     loader = graph.add("BaretLoadInversion", file="damaged.safetensors")

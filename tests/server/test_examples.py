@@ -3,6 +3,7 @@
 import io
 import json
 
+import comfyui
 import pytest
 import workflows
 from PIL import Image
@@ -27,7 +28,9 @@ def test_runs_to_images_and_is_cached_when_queued_again(client, example, name):
     assert (again.executed, again.cached) == ([], set(graph))
 
 
-def test_are_what_the_description_makes(client):
+def test_are_what_the_description_makes(client, installed):
+    if installed.version != comfyui.DEFAULT_VERSION:
+        pytest.skip(f"the files are made with ComfyUI {comfyui.DEFAULT_VERSION}; stock nodes differ between versions")
     made = workflows.files(client.object_info())
     committed = {path: path.read_text(encoding="utf-8") for path in workflows.FOLDER.rglob("*.json")}
     assert committed == made, "run: python dev/workflows.py"
