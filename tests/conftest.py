@@ -36,6 +36,9 @@ def host(tmp_path_factory):
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
+    import torch
+
+    torch.set_num_threads(1)  # the models here are small: more threads gain nothing, and wait for each other on a busy machine
     import folder_paths
 
     base = tmp_path_factory.mktemp("comfyui")
