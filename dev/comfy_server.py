@@ -233,10 +233,11 @@ def _preview(message: bytes) -> Preview | None:
 
 
 @contextlib.contextmanager
-def running(host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Sequence[str] = ()) -> Iterator[Client]:
+def running(host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Sequence[str] = (), threads: int | None = None) -> Iterator[Client]:
     """Start the server with the pack and `checkpoints` in it, yield a Client, stop it. Raises ServerError.
 
-    `options`: further ComfyUI command line options. The server's folder is gone at the end.
+    `options`: further ComfyUI command line options. `threads`: of torch on the CPU; small models want one, since several wait
+    for each other at every operation, and on a busy machine for long. The server's folder is gone at the end.
     """
     with tempfile.TemporaryDirectory(prefix="baret-server-") as folder:
         work = Path(folder)
@@ -254,6 +255,8 @@ def running(host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Seque
             command.append("--cpu")
         # Compiled files go to our cache: the tree, which may be the user's, is not written to.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(comfyui.cache_root() / "pycache")}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
         with open(log, "wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         client = None

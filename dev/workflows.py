@@ -28,6 +28,10 @@ CHECKPOINT = {
 }
 PICTURE = "dog.png"
 
+# The scene and the edit that the drawn world opens with.
+SCENE = {"seed": 14}
+SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
+
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, GAP, TITLE = 380, 30, 70
 
@@ -208,7 +212,38 @@ queue as often as you like. It works best for texts close to the one that was in
     return w
 
 
-WORKFLOWS = (baret_edit, baret_rigid_edit, baret_stock_sampler, baret_invert_once)
+def baret_drawn_world() -> Workflow:
+    """The edit on the model that comes with the pack: it runs anywhere, in seconds."""
+    w = Workflow("baret_drawn_world")
+    w.stage("1. Model, picture, words", """\
+Runs as it is, with **nothing to download**: a small model of the SD1.5 family that comes with this pack, and a scene to edit.
+
+- Another `seed` is another scene; its caption says what is in it. Change a word of it, and that is your **target text**.
+- The model knows dogs and cats that stand, sit, lie or jump, in six colours and five places. For photos open `baret_edit`.""")
+    loader = w.add("BaretWorldLoader")
+    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
+    target = w.add("CLIPTextEncode", "Target text", clip=loader["clip"], text=SCENE_TEXT)
+    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=loader["clip"], text="")
+    w.add("PreviewImage", "Before", images=scene["image"])
+    w.stage("2. Invert", INVERT_NOTE.split("\n\n")[0] + """
+
+**The reconstruction should look like the picture.** A small model wants a higher `learning_rate` than SD1.5 (0.01) and fewer
+`steps` (25: with more, poses change less).""")
+    ttis = w.add("BaretTTISInversion", model=loader["model"], positive=target["CONDITIONING"], negative=negative["CONDITIONING"],
+                 latent=latent["LATENT"], steps=25, learning_rate=0.01)
+    decoded = w.add("VAEDecode", samples=ttis["reconstruction"], vae=loader["vae"])
+    w.add("PreviewImage", "Reconstruction", images=decoded["IMAGE"])
+    w.stage("3. Let the shape change", TRANSITION_NOTE)
+    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
+    w.stage("4. Edit", EDIT_NOTE)
+    bam = w.add("BaretBAMEdit", model=loader["model"], trajectory=ttis["trajectory"], embeddings=transition["embeddings"])
+    decoded = w.add("VAEDecode", samples=bam["edit"], vae=loader["vae"])
+    w.add("SaveImage", "Edit", images=decoded["IMAGE"], filename_prefix="baret/drawn")
+    return w
+
+
+WORKFLOWS = (baret_edit, baret_rigid_edit, baret_stock_sampler, baret_invert_once, baret_drawn_world)
 
 
 # --- the two forms --------------------------------------------------------------------------------------------------
@@ -311,6 +346,9 @@ def _ui_node(node: Node, info: dict) -> dict:
         height += 120 if i.options.get("multiline") else 26
         if i.options.get("image_upload"):
             widgets.append("image")  # the upload button is a widget of its own
+            height += 26
+        if i.options.get("control_after_generate"):
+            widgets.append("fixed")  # so is what happens to a seed after a run
             height += 26
     height += 24 * max(len(schema) - sum(i.is_widget for i in schema), len(described["output"])) + 16
     if node.type in ("LoadImage", "PreviewImage", "SaveImage"):

@@ -5,6 +5,7 @@ from .inversion import BaretTTISInversion
 from .sampler import BaretToSampler
 from .storage import BaretLoadInversion, BaretSaveInversion
 from .transition import BaretTransitionEmbedding
+from .world import BaretWorldLoader, BaretWorldScene
 
 NODES = [
     BaretTTISInversion,
@@ -13,4 +14,6 @@ NODES = [
     BaretToSampler,
     BaretSaveInversion,
     BaretLoadInversion,
+    BaretWorldLoader,
+    BaretWorldScene,
 ]

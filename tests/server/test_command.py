@@ -16,12 +16,19 @@ def edit(folder, *arguments):
     return subprocess.run([sys.executable, str(DEV / "edit.py"), *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_edit_writes_the_picture_and_the_strip(checkpoint, tmp_path):
-    done = edit(tmp_path, "--steps", "2", "--iterations", "1", "--text", "a cat", "--out", "out/cat.png")
+def test_edit_writes_the_picture_and_the_strip(tmp_path):
+    done = edit(tmp_path, "--steps", "4", "--iterations", "1", "--text", "a blue cat", "--out", "out/cat.png")
     assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "out" / "cat.png") in done.stdout and "random weights" in done.stdout
+    assert str(tmp_path / "out" / "cat.png") in done.stdout and "Edited by: a blue cat" in done.stdout
     assert Image.open(tmp_path / "out" / "cat.png").size == (128, 128)
     assert Image.open(tmp_path / "out" / "cat_strip.png").size == (3 * 128 + 16, 128)
+
+
+def test_edit_takes_a_checkpoint_and_a_picture(checkpoint, tmp_path):
+    Image.new("RGB", (300, 200), "orange").save(tmp_path / "photo.jpg")
+    done = edit(tmp_path, "--checkpoint", str(checkpoint), "--image", "photo.jpg", "--size", "128", "--steps", "2", "--iterations", "1", "--text", "a cat")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "edited.png").size == (128, 64)
 
 
 def test_a_missing_file_is_said_before_anything_starts(tmp_path):

@@ -57,6 +57,8 @@ def test_both_forms_say_the_same(client, name):
             options = {**described["input"].get("required", {}), **described["input"].get("optional", {})}[n][1:]
             if options and options[0].get("image_upload"):
                 assert next(values) == "image"
+            if options and options[0].get("control_after_generate"):
+                assert next(values) == "fixed"
         assert list(values) == []
         read[str(node["id"])] = (node["type"], inputs)
     assert read == {id: (node["class_type"], node["inputs"]) for id, node in api.items()}

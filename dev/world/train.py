@@ -1,0 +1,62 @@
+"""Train the world's model from nothing: `python dev/world/train.py RUN`; resumable, seeded, one CPU thread.
+
+Stages: the codec, the scenes' latents, the UNet with the text side, the decoder alone, scores, `RUN/world.safetensors`. RUN holds
+what each stage left (`*.pt`), so the same command goes on where it was stopped; `log.jsonl` has losses, speed and scores, `*.png` are
+reconstructions and samples on the way.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import comfyui  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder for checkpoints, log and grids; an earlier run in it is continued")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--codec-scenes", type=int, default=20_000)
+    parser.add_argument("--codec-steps", type=int, default=3000)
+    parser.add_argument("--decoder-steps", type=int, default=2500)
+    parser.add_argument("--codec-batch", type=int, default=16)
+    parser.add_argument("--codec-lr", type=float, default=2e-3)
+    parser.add_argument("--scenes", type=int, default=50_000)
+    parser.add_argument("--captions", type=int, default=4, help="captions drawn for each scene")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--checkpoint", type=int, default=400, help="steps between checkpoints")
+    parser.add_argument("--score-scenes", type=int, default=240, help="held-out scenes for the control scores")
+    parser.add_argument("--eager", action="store_true", help="do without torch.compile (and its need of a C++ compiler); a fifth slower")
+    parser.add_argument("--until", choices=("codec", "encode", "unet", "export"), default="export", help="last stage to run")
+    comfyui.add_arguments(parser)
+    args = parser.parse_args()
+    os.environ["COMFYUI_PATH"] = str(comfyui.enter(args).path)
+
+    import torch
+    from export import export
+    from score import scores
+    from train_codec import train_codec, train_decoder
+    from train_unet import encode_set, train_unet
+
+    torch.set_num_threads(1)
+    args.run.mkdir(parents=True, exist_ok=True)
+    codec = train_codec(args.run, args)
+    if args.until == "codec":
+        return
+    data = encode_set(args.run, args, codec)
+    if args.until == "encode":
+        return
+    net = train_unet(args.run, args, codec, data)
+    if args.until == "unet":
+        return
+    codec = train_decoder(args.run, args, codec)
+    export(args.run, args, net, codec, scores(args.run, args, net, codec))
+
+
+if __name__ == "__main__":
+    main()

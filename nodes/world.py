@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..world import scenes
+from .common import CATEGORY, SEARCH_ALIASES, errors_of
+
+_ANY = "any"
+_CHOICES = {"animal": scenes.ANIMALS, "pose": scenes.POSES, "colour": scenes.COLOURS, "place": scenes.PLACES}
+
+
+class BaretWorldLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretWorldLoader",
+            display_name="Load Drawn World",
+            category=CATEGORY,
+            description="The small model that comes with this pack, of the SD1.5 family and trained on drawn scenes of 128x128 pixels: to try every node in seconds, with nothing to download.",
+            search_aliases=[*SEARCH_ALIASES, "toy model", "demo"],
+            outputs=[
+                io.Model.Output("model", tooltip="A MODEL of the SD1.5 family with 4.3 million parameters."),
+                io.Clip.Output("clip", tooltip="Its text side: it knows the words of the scenes, others do no harm."),
+                io.Vae.Output("vae", tooltip="Its codec, 8 pixels a latent cell as in SD1.5."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from ..world.model import load
+
+        with errors_of(cls):
+            return io.NodeOutput(*load())
+
+
+class BaretWorldScene(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretWorldScene",
+            display_name="Drawn Scene",
+            category=CATEGORY,
+            description="Draws a scene of the drawn world to edit, with its caption and the animal's mask. The same seed with another pose or colour is the ideal result of that edit.",
+            search_aliases=[*SEARCH_ALIASES, "toy model", "demo"],
+            inputs=[
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=True, tooltip="Which scene: every number is another one, and always the same."),
+                *(io.Combo.Input(name, options=[_ANY, *names], default=_ANY, tooltip=f"Fix the {name}, or leave it to the seed. All else in the scene stays as it is.") for name, names in _CHOICES.items()),
+            ],
+            outputs=[
+                io.Image.Output("image", tooltip="The picture, 128x128."),
+                io.String.Output("caption", tooltip="What is in it, in the words that the drawn world's model knows best. Change a word and you have a target text."),
+                io.Mask.Output("mask", tooltip="Where the animal is."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed, animal=_ANY, pose=_ANY, colour=_ANY, place=_ANY) -> io.NodeOutput:
+        with errors_of(cls):
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed is {seed}; a whole number from 0 to {2**32 - 1} fits.")
+            (scene,) = scenes.sample(seed, 1)
+            chosen = {"animal": animal, "pose": pose, "colour": colour, "place": place}
+            scene = replace(scene, **{name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY})
+            picture, mask = scenes.render([scene])
+            return io.NodeOutput(picture, scenes.plain_caption(scene), mask)

@@ -1,0 +1,199 @@
+"""The drawn world: it is a MODEL, CLIP and VAE like any other, and edits on it do what their text says."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+LEARNING_RATE = 0.01
+
+
+def psnr(a, b, where=None):
+    error = (a - b).square().mean(-1)
+    error = error.mean() if where is None else (error * where).sum() / where.sum()
+    return float(-10 * torch.log10(error))
+
+
+@pytest.fixture(scope="module")
+def world(pack, host):
+    with torch.inference_mode():
+        model, clip, vae = pack.nodes["BaretWorldLoader"].execute().args
+
+    def encode(text):
+        with torch.inference_mode():
+            return host.nodes.CLIPTextEncode().encode(clip, text)[0]
+
+    def decode(latent):
+        with torch.inference_mode():
+            return host.nodes.VAEDecode().decode(vae, latent)[0]
+
+    def latent(picture):
+        with torch.inference_mode():
+            return host.nodes.VAEEncode().encode(vae, picture)[0]
+
+    return SimpleNamespace(model=model, clip=clip, vae=vae, encode=encode, decode=decode, latent=latent)
+
+
+@pytest.fixture
+def scene(execute):
+    return lambda seed, **fixed: execute("BaretWorldScene", seed=seed, **fixed)
+
+
+@pytest.fixture
+def invert(world, execute):
+    def call(picture, text, model=None, **inputs):
+        given = {"model": model or world.model, "positive": world.encode(text), "negative": world.encode(""), "latent": world.latent(picture), "learning_rate": LEARNING_RATE}
+        return execute("BaretTTISInversion", **{**given, **inputs})
+
+    return call
+
+
+def test_the_codec_keeps_pictures_of_any_size(world, scene):
+    picture, _, _ = scene(7)
+    assert psnr(world.decode(world.latent(picture)), picture) > 30
+    wide = torch.cat([picture, scene(8)[0]], 2)
+    assert world.latent(wide)["samples"].shape == (1, 4, 16, 32)
+    assert psnr(world.decode(world.latent(wide)), wide) > 28
+
+
+def test_stock_text_nodes_work(world):
+    plain = world.encode("a red dog")[0][0]
+    assert plain.shape[-1] == 128 and torch.isfinite(plain).all()
+    assert not torch.equal(plain, world.encode("a (red:1.5) dog")[0][0]), "weights in brackets act"
+    assert torch.equal(plain, world.encode("a red qwertyuiop dog")[0][0]), "unknown words do no harm"
+    assert world.encode("a red dog, " * 40)[0][0].shape[1] > plain.shape[1], "a long text takes several windows"
+
+
+def test_stock_sampling_lora_and_clones_work(world, host):
+    import comfy.sd
+
+    def sample(model):
+        latent = {"samples": torch.zeros(1, 4, 16, 16)}
+        with torch.inference_mode():
+            return host.nodes.KSampler().sample(model, 1, 4, 4.0, "euler", "normal", world.encode("a red dog"), world.encode(""), latent, 1.0)[0]["samples"]
+
+    before = sample(world.model)
+    assert torch.equal(sample(world.model.clone(force_deepcopy=True)), before), "a reload from disk is the same model"
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q"
+    lora = {f"{name}.lora_up.weight": torch.randn(128, 2), f"{name}.lora_down.weight": torch.randn(2, 128)}
+    patched, _ = comfy.sd.load_lora_for_models(world.model, None, lora, 1.0, 0.0)
+    assert not torch.equal(sample(patched), before) and torch.equal(sample(world.model), before)
+
+
+def test_a_scene_is_its_seed(scene, execute):
+    picture, caption, mask = scene(3)
+    assert torch.equal(picture, scene(3)[0]) and picture.shape == (1, 128, 128, 3) and mask.shape == (1, 128, 128)
+    other, text, _ = scene(3, colour="pink")
+    assert "pink" in text and text.replace("pink", caption.split()[1]) == caption
+    assert psnr(other, picture, 1 - mask) > 40, "all else stays as it is"
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match=f"Drawn Scene: seed is {seed}; a whole number from 0"):
+            scene(seed)
+
+
+@pytest.mark.parametrize("damage, sentence", [(lambda b: b[: len(b) // 2], "damaged or cut short"), (lambda b: b.replace(b'"baret_world":"1"', b'"baret_world":"9"'), "version 9")])
+def test_weights_that_do_not_fit_are_refused(pack, host, tmp_path, damage, sentence):
+    from importlib import import_module
+
+    model = import_module(pack.root.__name__ + ".world.model")
+    broken = tmp_path / "world.safetensors"
+    broken.write_bytes(damage(model.WEIGHTS.read_bytes()))
+    with pytest.raises(ValueError, match=sentence):
+        model.load(broken)
+
+
+class TestEdits:
+    """On drawn scenes whose ideal result can be drawn too. Means over several scenes, with margin to what was measured."""
+
+    COLOURS = [(8, {"colour": "pink"}), (12, {"colour": "red"}), (14, {"colour": "pink"})]
+    POSES = [(1, {"pose": "sitting"}), (12, {"pose": "sitting"}), (14, {"pose": "lying"})]
+
+    @pytest.fixture(scope="class")
+    def run(self, pack, world):
+        """Invert a scene with the caption of its change, once a scene; edit with given dials; pictures of all that matters."""
+        done = {}
+
+        def call(seed, change, model=None, **dials):
+            model = model or world.model
+            nodes = {name.removeprefix("Baret"): node.execute for name, node in pack.nodes.items()}
+            with torch.inference_mode():
+                source, _, mask = nodes["WorldScene"](seed).args
+                target, text, target_mask = nodes["WorldScene"](seed, **change).args
+                key = (seed, text, id(model))
+                if key not in done:
+                    positive, negative, latent = world.encode(text), world.encode(""), world.latent(source)
+                    done[key] = nodes["TTISInversion"](model, positive, negative, latent, steps=25, cfg=7.5, iterations=5, learning_rate=LEARNING_RATE).args
+                trajectory, embeddings, reconstruction = done[key]
+                eta = dials.pop("eta", (0.8, 0.1))
+                (blended,) = nodes["TransitionEmbedding"](embeddings, *eta).args
+                (edit,) = nodes["BAMEdit"](model, trajectory, blended, **{"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, **dials}).args
+            codec = world.decode(world.latent(source))
+            ideal = world.decode(world.latent(target))
+            either = torch.maximum(mask, target_mask)
+            edit, reconstruction = world.decode(edit), world.decode(reconstruction)
+            return SimpleNamespace(
+                codec=codec, edit=edit, reconstruction=reconstruction,
+                # 0 where the animal is still the source's, 1 where it is the ideal's
+                done=float(((edit - codec) * (ideal - codec) * either[..., None]).sum() / ((ideal - codec).square() * either[..., None]).sum()),
+                outside=psnr(edit, codec, 1 - either),
+            )
+
+        return call
+
+    @pytest.fixture(scope="class")
+    def untrained(self, world):
+        """The world's model with the weights of every layer shuffled: what a test of editing must fail on."""
+        model = world.model.clone(force_deepcopy=True)
+        with torch.inference_mode():
+            generator = torch.Generator().manual_seed(0)
+            for weight in model.model.diffusion_model.parameters():
+                weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view(weight.shape))
+        return model
+
+    @staticmethod
+    def mean(values):
+        values = list(values)
+        return sum(values) / len(values)
+
+    def test_ttis_reconstructs(self, run, world, pack):
+        gains = []
+        for seed, change in self.POSES:
+            tuned = run(seed, change)
+            with torch.inference_mode():
+                source, _, _ = pack.nodes["BaretWorldScene"].execute(seed).args
+                _, text, _ = pack.nodes["BaretWorldScene"].execute(seed, **change).args
+                inputs = world.model, world.encode(text), world.encode(""), world.latent(source)
+                untuned = pack.nodes["BaretTTISInversion"].execute(*inputs, steps=25, cfg=7.5, iterations=0, learning_rate=LEARNING_RATE).args[2]
+            gains.append(psnr(tuned.reconstruction, tuned.codec) - psnr(world.decode(untuned), tuned.codec))
+        assert self.mean(gains) > 15, f"TTIS must beat guided DDIM by 15 dB: {gains}"
+
+    def test_a_colour_edit_changes_the_colour_and_keeps_the_rest(self, run):
+        runs = [run(seed, change, eta=(1.0, 1.0)) for seed, change in self.COLOURS]
+        assert self.mean(r.done for r in runs) > 0.8, [r.done for r in runs]
+        assert self.mean(r.outside for r in runs) > 23, [r.outside for r in runs]
+
+    def test_a_pose_edit_changes_the_pose_and_keeps_the_rest(self, run):
+        runs = [run(seed, change) for seed, change in self.POSES]
+        assert self.mean(r.done for r in runs) > 0.6, [r.done for r in runs]
+        assert self.mean(r.outside for r in runs) > 22, [r.outside for r in runs]
+
+    def test_eta_one_keeps_the_pose(self, run):
+        rigid = self.mean(run(seed, change, eta=(1.0, 1.0)).done for seed, change in self.POSES)
+        moving = self.mean(run(seed, change).done for seed, change in self.POSES)
+        assert rigid < 0.3 < moving - 0.2, (rigid, moving)
+
+    def test_more_self_attention_keeps_more(self, run):
+        kept = [self.mean(psnr((r := run(seed, change, tau_sa=tau)).edit, r.codec) for seed, change in self.POSES) for tau in (0.0, 0.3, 1.0)]
+        assert kept[0] < kept[1] < kept[2], kept
+
+    def test_outside_a_mask_the_picture_is_the_codecs(self, run):
+        mask = torch.zeros(1, 128, 128)
+        mask[:, 64:] = 1.0
+        masked = run(*self.COLOURS[0], mask=mask)
+        assert psnr(masked.edit[:, :48], masked.codec[:, :48]) > 60
+
+    def test_none_of_it_holds_on_an_untrained_model(self, run, untrained):
+        colours = [run(seed, change, model=untrained, eta=(1.0, 1.0)) for seed, change in self.COLOURS[:1]]
+        poses = [run(seed, change, model=untrained) for seed, change in self.POSES[:1]]
+        for runs in (colours, poses):
+            assert not (self.mean(r.done for r in runs) > 0.5 and self.mean(r.outside for r in runs) > 20)

@@ -1,0 +1,43 @@
+"""The world's codec: 3 x H x W pictures in -1..1 to 4 x H/8 x W/8 latents of about unit variance, and back."""
+
+import torch
+from torch import nn
+
+
+def _conv(ops, a, b, size=3):
+    return ops.Conv2d(a, b, size, padding=size // 2)
+
+
+class _Residual(nn.Module):
+    def __init__(self, ops, width):
+        super().__init__()
+        self.first, self.second = _conv(ops, width, width), _conv(ops, width, width)
+
+    def forward(self, x):
+        return x + self.second(torch.nn.functional.silu(self.first(torch.nn.functional.silu(x))))
+
+
+class Codec(nn.Module):
+    """A plain convolutional autoencoder without normalisation: `encode` (b, 3, h, w) -> (b, 4, h/8, w/8), `decode` back.
+
+    `ops` gives the Conv2d class: torch's own for training, the host's when the host shall place and cast the weights.
+    """
+
+    def __init__(self, ops=nn, wide=96, middle=64, thin=32):
+        super().__init__()
+        res = lambda width, n: [_Residual(ops, width) for _ in range(n)]  # noqa: E731
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(4), _conv(ops, 48, middle), *res(middle, 1),
+            nn.PixelUnshuffle(2), _conv(ops, 4 * middle, wide, 1), *res(wide, 2), nn.SiLU(), _conv(ops, wide, 4),
+        )
+        self.decoder = nn.Sequential(
+            _conv(ops, 4, wide), *res(wide, 3), _conv(ops, wide, 4 * middle, 1), nn.PixelShuffle(2),
+            *res(middle, 2), _conv(ops, middle, 4 * thin, 1), nn.PixelShuffle(2),
+            *res(thin, 1), nn.SiLU(), _conv(ops, thin, 12), nn.PixelShuffle(2),
+        )
+
+    def encode(self, pictures):
+        return self.encoder(pictures)
+
+    def decode(self, latents):
+        return self.decoder(latents)

@@ -1,0 +1,261 @@
+"""The world's MODEL, CLIP and VAE for ComfyUI, from one file of weights: `load()`.
+
+All three are the host's own kinds: its UNet and `BaseModel` with an SD1.5-derived configuration of 64 channels, its CLIP text
+transformer with an embedding per known word, and its `VAE` around the codec of `codec.py`.
+"""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import comfy.clip_model
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import safetensors
+import torch
+
+from .codec import Codec
+
+FORMAT = "1"  # changes when an old file no longer fits this code
+WEIGHTS = Path(__file__).with_name("world.safetensors")
+WIDTH = 128  # of the text embeddings
+WINDOW = 32  # tokens in one window of text, its start and end among them
+
+UNET = {
+    "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 2], "num_res_blocks": [1, 1],
+    "num_heads": 2, "num_head_channels": -1, "use_spatial_transformer": True, "use_linear_in_transformer": False, "context_dim": WIDTH,
+    "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "legacy": False,
+    "adm_in_channels": None, "use_temporal_attention": False,
+}  # fmt: skip
+
+
+def read(path=WEIGHTS):
+    """Tensors and metadata (two dicts) of a weights file.
+
+    Raises FileNotFoundError if there is none, ValueError if it is damaged, of another kind, or of another version than FORMAT.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The world's weights are missing: there is no file {path}.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); copy it anew from the pack.") from error
+    version = metadata.get("baret_world")
+    if version != FORMAT:
+        found = "holds no BARET world" if version is None else f"is of version {version}"
+        raise ValueError(f"{path} {found}, and this pack reads version {FORMAT}; use the file that came with the pack.")
+    return tensors, metadata
+
+
+def _part(tensors, prefix):
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+# --- MODEL ------------------------------------------------------------------------------------------------------------
+
+
+def neighbours(latents):
+    """(b, 4, h, w) to (b, 36, h, w): each cell with the eight around it, from which a colour can be told well enough for previews."""
+    b, c, h, w = latents.shape
+    around = torch.nn.functional.pad(latents, (1, 1, 1, 1), mode="replicate")
+    return torch.nn.functional.unfold(around, 3).view(b, 9 * c, h, w)
+
+
+class Latents(comfy.latent_formats.LatentFormat):
+    """Latents have unit variance as they are; `load_model` adds the factors for previews, which go with the weights."""
+
+    latent_rgb_factors_reshape = staticmethod(neighbours)
+
+
+class Config(comfy.supported_models.SD15):
+    """SD1.5's configuration, smaller."""
+
+    unet_config = UNET
+    unet_extra_config = {}
+    latent_format = Latents
+
+
+def load_model(path=WEIGHTS, disable_dynamic=False):
+    """The MODEL alone: a patcher of the host around its `BaseModel` (eps-prediction, SD1.5's schedule)."""
+    tensors, metadata = read(path)
+    weights = _part(tensors, "unet.")
+    management, device = comfy.model_management, comfy.model_management.get_torch_device()
+    config = Config(UNET)
+    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = json.loads(metadata["latent_rgb"])
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    dtype = management.unet_dtype(
+        model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=comfy.utils.weight_dtype(weights)
+    )
+    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
+    model = config.get_model(weights, "")
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=device, offload_device=management.unet_offload_device())
+    model.load_model_weights(weights, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path,))
+    return patcher
+
+
+# --- CLIP -------------------------------------------------------------------------------------------------------------
+
+
+class WordTokenizer:
+    """Whole words of a fixed list to ids. Words it does not know, digits and punctuation vanish, so they do no harm."""
+
+    START, END = 0, 1
+
+    def __init__(self, words):
+        self.ids = {"<start>": self.START, "<end>": self.END} | {word: i + 2 for i, word in enumerate(words)}
+
+    @classmethod
+    def from_pretrained(cls, words):
+        """The host's way to make a tokenizer: here the "path" is the list of words itself."""
+        return cls(words)
+
+    def __call__(self, text):
+        known = [self.ids[word] for word in re.findall("[a-z]+", text.lower()) if word in self.ids]
+        return {"input_ids": [self.START, *known, self.END]}
+
+    def get_vocab(self):
+        return self.ids
+
+    def decode(self, ids, skip_special_tokens=True):
+        names = {i: word for word, i in self.ids.items()}
+        return " ".join(names[int(i)] for i in ids if not skip_special_tokens or int(i) > self.END)
+
+    def window(self, text):
+        """The ids of one padded window, as a list of `WINDOW`; what does not fit is cut."""
+        ids = self(text)["input_ids"][: WINDOW - 1]
+        return ids + [self.END] * (WINDOW - len(ids))
+
+
+class _Windows(comfy.sd1_clip.SDTokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        super().__init__(
+            tokenizer_path=tokenizer_data["words"], tokenizer_class=WordTokenizer, max_length=WINDOW, embedding_size=WIDTH,
+            embedding_directory=embedding_directory,
+        )  # fmt: skip
+
+
+class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+    """The host's tokenizer (weights in brackets, several windows) over whole words."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        super().__init__(embedding_directory, tokenizer_data, tokenizer=_Windows)
+
+
+class WordTextModel(comfy.clip_model.CLIPTextModel):
+    """The host's CLIP text transformer, with an embedding for each known word instead of CLIP's 49,408."""
+
+    def __init__(self, config, dtype, device, operations):
+        super().__init__(config, dtype, device, operations)
+        self.set_input_embeddings(operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
+        self.text_projection = torch.nn.Identity()  # the UNet takes no pooled text
+
+
+def text_config(tokens):
+    """The text transformer's configuration for a vocabulary of `tokens` ids."""
+    return {
+        "vocab_size": tokens, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
+        "hidden_act": "gelu", "max_position_embeddings": WINDOW, "eos_token_id": WordTokenizer.END,
+    }  # fmt: skip
+
+
+class _WordClip(comfy.sd1_clip.SDClipModel):
+    def __init__(self, tokens, device="cpu", dtype=None, model_options={}):
+        ends = {"start": WordTokenizer.START, "end": WordTokenizer.END, "pad": WordTokenizer.END}
+        super().__init__(
+            device=device, dtype=dtype, max_length=WINDOW, textmodel_json_config=text_config(tokens), model_class=WordTextModel,
+            special_tokens=ends, return_projected_pooled=False, model_options=model_options,
+        )  # fmt: skip
+
+
+class TextModel(comfy.sd1_clip.SD1ClipModel):
+    """The host's CLIP module `clip_l`, so that LoRAs find their keys; `tokens` is the size of the vocabulary."""
+
+    def __init__(self, tokens, device="cpu", dtype=None, model_options={}):
+        super().__init__(device, dtype, model_options, clip_model=_WordClip, tokens=tokens)
+
+
+def load_clip(path=WEIGHTS, disable_dynamic=False):
+    """The CLIP alone: embeddings (1, 32 * windows, 128)."""
+    tensors, metadata = read(path)
+    words, weights = json.loads(metadata["vocabulary"]), _part(tensors, "text.")
+    target = comfy.supported_models_base.ClipTarget(Tokenizer, TextModel)
+    target.params = {"tokens": len(words) + 2}
+    clip = comfy.sd.CLIP(
+        target, tokenizer_data={"words": words}, parameters=sum(tensor.numel() for tensor in weights.values()),
+        state_dict={f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()}, disable_dynamic=disable_dynamic,
+    )  # fmt: skip
+    clip.patcher.cached_patcher_init = (_clip_patcher, (path,))
+    return clip
+
+
+def _clip_patcher(path, disable_dynamic=False):
+    return load_clip(path, disable_dynamic).patcher
+
+
+# --- VAE --------------------------------------------------------------------------------------------------------------
+
+
+class CodecVAE(comfy.sd.VAE):
+    """The host's VAE around the world's codec: pictures (b, h, w, 3) in 0..1 to latents (b, 4, h/8, w/8); sides that are no
+    multiple of 8 are cropped as the host does. Tiled encoding and decoding are the host's."""
+
+    def __init__(self, weights, disable_dynamic=False):
+        with _quiet("No VAE weights detected"):  # the host knows no codec of this kind; its defaults are SD1.5's, which fit
+            super().__init__(sd={})
+        management = comfy.model_management
+        self.working_dtypes = [torch.float32]
+        self.memory_used_encode = lambda shape, dtype: 300 * shape[2] * shape[3] * management.dtype_size(dtype)
+        self.memory_used_decode = lambda shape, dtype: 300 * 64 * shape[2] * shape[3] * management.dtype_size(dtype)
+        self.device, self.output_device = management.vae_device(), management.intermediate_device()
+        self.vae_dtype = management.vae_dtype(self.device, self.working_dtypes)
+        self.first_stage_model = Codec(comfy.ops.manual_cast).eval().requires_grad_(False).to(self.vae_dtype)
+        management.archive_model_dtypes(self.first_stage_model)
+        kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+        self.patcher = kind(self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device())
+        self.first_stage_model.load_state_dict(weights, assign=self.patcher.is_dynamic())
+        self.model_size()
+
+
+class _quiet:
+    """Within it, log records that hold `text` are dropped."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __enter__(self):
+        logging.getLogger().addFilter(self.filter)
+
+    def __exit__(self, *_):
+        logging.getLogger().removeFilter(self.filter)
+
+    def filter(self, record):
+        return self.text not in record.getMessage()
+
+
+def load_vae(path=WEIGHTS, disable_dynamic=False):
+    """The VAE alone."""
+    vae = CodecVAE(_part(read(path)[0], "codec."), disable_dynamic)
+    vae.patcher.cached_patcher_init = (_vae_patcher, (path,))
+    return vae
+
+
+def _vae_patcher(path, disable_dynamic=False):
+    return load_vae(path, disable_dynamic).patcher
+
+
+def load(path=WEIGHTS):
+    """`(model, clip, vae)` as the host's loaders give them; `read` says what raises."""
+    return load_model(path), load_clip(path), load_vae(path)
