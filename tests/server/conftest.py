@@ -93,8 +93,9 @@ def example(checkpoint):
 
     def load(name: str) -> Graph:
         graph = Graph(json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8")))
-        graph.inputs("CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
-        graph.inputs("ImageScaleToTotalPixels")["megapixels"] = SIDE**2 / 1024**2
+        if graph.ids("CheckpointLoaderSimple"):
+            graph.inputs("CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
+            graph.inputs("ImageScaleToTotalPixels")["megapixels"] = SIDE**2 / 1024**2
         graph.inputs("BaretTTISInversion").update(steps=STEPS, iterations=1)
         return graph
 

@@ -25,10 +25,10 @@ def test_edit_writes_the_picture_and_the_strip(tmp_path):
 
 
 def test_edit_takes_a_checkpoint_and_a_picture(checkpoint, tmp_path):
-    Image.new("RGB", (300, 200), "orange").save(tmp_path / "photo.jpg")
+    Image.new("RGB", (400, 200), "orange").save(tmp_path / "photo.jpg")
     done = edit(tmp_path, "--checkpoint", str(checkpoint), "--image", "photo.jpg", "--size", "128", "--steps", "2", "--iterations", "1", "--text", "a cat")
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "edited.png").size == (128, 64)
+    assert Image.open(tmp_path / "edited.png").size == (192, 64)
 
 
 def test_a_missing_file_is_said_before_anything_starts(tmp_path):
