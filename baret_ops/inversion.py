@@ -99,7 +99,7 @@ def ttis(
         carries something that belongs to image positions (a ControlNet hint per image).
     Raises NotFinite.
     """
-    device, images = pivots.device, pivots.shape[1]
+    device = pivots.device
     negative = negative.to(device)
     embedding = target.to(device)
     latents, embeddings, losses, updates = [pivots[0]], [], [], []

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, os.environ["COMFYUI_PATH"])

@@ -6,7 +6,6 @@ import time
 import comfy.clip_model
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from common import HELD_OUT, descend, log, rendered, save, save_grid, to_input
 from torch import nn

@@ -27,7 +27,6 @@ def processes(pack, execute, model):
     def call(trajectory, embeddings, process):
         if process == "reconstruction":
             return trajectory.latents[-1] / trajectory.family.latent_scale
-        from dataclasses import replace
 
         if process == "target":
             return execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings, tau_sa=0.0, tau_ca=0.0, cfg=CFG)[0]["samples"]
