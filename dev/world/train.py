@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--codec-lr", type=float, default=2e-3)
     parser.add_argument("--scenes", type=int, default=50_000)
     parser.add_argument("--captions", type=int, default=4, help="captions drawn for each scene")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.999)
