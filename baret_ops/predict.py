@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .attention import Sharing
+from .attention import Hooks, Sharing
 
 
 class Predict(Protocol):
@@ -24,12 +24,13 @@ class Predict(Protocol):
         cond: Tensor | None = None,
         uncond: Tensor | None = None,
         sharing: Sharing | None = None,
+        hooks: Hooks | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predict the noise in ``x`` at level ``sigma``.
 
         x: ``[R,C,h,w]`` in x-form. cond, uncond: ``[R,T,D]`` embeddings of the conditional and of the
         unconditional pass; a pass whose embedding is None is not run.
-        sharing: attention to share between the rows of a pass.
+        sharing: attention to share between the rows of a pass. hooks: what stands in the place of attentions.
         Returns ``(eps_cond, eps_uncond)``, each ``[R,C,h,w]`` float32 or None. Differentiable in ``cond``
         and ``uncond`` where gradients are enabled.
         """

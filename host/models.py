@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..baret_ops.schedule import Schedule, make_schedule
 from ..baret_ops.values import ModelFamily, Trajectory
+from .attention import unet_of
 
 _FITS = "an SD1.x or SD2.x text-to-image checkpoint (or a small relative of them) fits"
 
@@ -28,8 +29,7 @@ def family_of(model) -> ModelFamily:
     """
     base = model.model
     kind = type(base).__name__
-    unet = getattr(base, "diffusion_model", None)
-    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's wrapper
+    unet = unet_of(model)
     sampling = model.get_model_object("model_sampling")
     if not isinstance(unet, UNetModel):
         raise ValueError(f"the model is a {kind}, which is no UNet; {_FITS}.")

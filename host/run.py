@@ -16,10 +16,11 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ..baret_ops.attention import Sharing
+from ..baret_ops.attention import Hooks, Sharing
 from ..baret_ops.inversion import OnStep
 from ..baret_ops.predict import Predict
 from ..baret_ops.schedule import Schedule
+from . import attention
 from .conditioning import Options
 
 Result = TypeVar("Result")
@@ -108,13 +109,17 @@ class _Predictor:
 
     def __init__(self, guider: comfy.samplers.CFGGuider, options: dict):
         self._guider, self._options = guider, options
+        self._blocks = attention.blocks_of(guider.model_patcher)
 
-    def __call__(self, x, sigma, *, cond=None, uncond=None, sharing: Sharing | None = None):
+    def __call__(self, x, sigma, *, cond=None, uncond=None, sharing: Sharing | None = None, hooks: Hooks | None = None):
         comfy.model_management.throw_exception_if_processing_interrupted()
         # The list's order labels the passes, 0 conditional and 1 unconditional, for every patch on the model: a pass
         # that is left out keeps its place.
         passes = [self._conds("positive", cond), self._conds("negative", uncond)]
         options = self._options if sharing is None else _with_sharing(self._options, sharing)
+        if hooks is not None:
+            transformer = options.get("transformer_options", {})
+            options = _with_transformer_options(options, {"patches_replace": attention.replacements(transformer, hooks, self._blocks)})
         denoised = comfy.samplers.calc_cond_batch(self._guider.inner_model, passes, x, x.new_full([x.shape[0]], sigma), options)
         return tuple(None if conds is None else (x - out) / sigma for conds, out in zip(passes, denoised))
 
