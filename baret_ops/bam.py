@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .attention import Sharing
-from .inversion import NotFinite, OnStep
+from .inversion import OnStep
 from .predict import Predict
-from .schedule import ddim_step, guide
+from .sampling import injected_steps, sample_edit
 from .values import Embeddings, Trajectory, require_match
 
 
-def injected_steps(tau: float, steps: int, name: str = "tau") -> int:
-    """``floor(tau * N + 0.5)``: how many steps, from the noisiest, attention is injected. Raises ValueError outside 0..1."""
-    if not 0.0 <= tau <= 1.0:
-        raise ValueError(f"{name} is {tau}; it is a share of the steps and lies from 0 (never) to 1 (always).")
-    return math.floor(tau * steps + 0.5)
-
-
-@torch.no_grad()
 def bam(
     predict: Predict,
     trajectory: Trajectory,
@@ -50,58 +40,43 @@ def bam(
     schedule, images = trajectory.schedule, trajectory.images
     steps_sa = injected_steps(tau_sa, schedule.steps, "tau_sa")
     steps_ca = injected_steps(tau_ca, schedule.steps, "tau_ca")
-    rigid = embeddings.is_rigid and guidance_scale == trajectory.guidance_scale
+    rigid = embeddings.is_rigid and (trajectory.is_direct or guidance_scale == trajectory.guidance_scale)
 
     device = trajectory.pivots.device
     target = embeddings.target.to(device)
-    negative = embeddings.negative.to(device)
-    edit = transition = trajectory.pivots[0]
 
-    for i in range(schedule.steps):
-        sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+    def step(i: int, sigma: float, x: Tensor) -> tuple[Tensor, Tensor]:
         sharing_self, sharing_cross = i < steps_sa, i < steps_ca
         own_transition = sharing_cross and not rigid
 
         # The processes of this step, guided ones first: a lender that needs no guidance has no unconditional row.
-        latents, texts = [edit], [target]
+        guided = 2 if own_transition else 1
+        latents, texts = [x[: guided * images]], [target]
         if own_transition:
-            latents.append(transition)
             texts.append(embeddings.transition(i).to(device))
-        guided = len(latents)
         if sharing_self or (sharing_cross and rigid):
-            latents.append(trajectory.latents[i])
+            latents.append(trajectory.latents[i] * schedule.scale(i))
             texts.append(embeddings.tuned[i].to(device))
         sharing = None
         if sharing_self or sharing_cross:
             sharing = Sharing(
-                processes=len(latents),
-                self_from=len(latents) - 1 if sharing_self else None,
+                processes=len(texts),
+                self_from=len(texts) - 1 if sharing_self else None,
                 cross_from=1 if sharing_cross else None,
                 max_tokens=max_tokens,
                 uncond=uncond_too,
             )
 
-        x = torch.cat(latents) * schedule.scale(i)
+        x = torch.cat(latents)
         cond = torch.cat(texts)
+        negative = embeddings.negative_at(i).to(device)
         rows = guided * images
-        if guided == len(latents) or uncond_too:
-            eps_cond, eps_uncond = predict(x, sigma, cond=cond, uncond=negative.repeat(len(latents), 1, 1), sharing=sharing)
+        if guided == len(texts) or uncond_too:
+            eps_cond, eps_uncond = predict(x, sigma, cond=cond, uncond=negative.repeat(len(texts), 1, 1), sharing=sharing)
         else:
             eps_cond, _ = predict(x, sigma, cond=cond, sharing=sharing)
             _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(guided, 1, 1))
-        eps = guide(eps_cond[:rows], eps_uncond[:rows], guidance_scale)
-        x_next = ddim_step(x[:rows], eps, sigma, sigma_next)
-        if not torch.isfinite(x_next).all():
-            raise NotFinite(
-                f"NaN or infinity appeared in the edit at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
-                "lower cfg, or run the model in float32 or bfloat16 (for example --fp32-unet)."
-            )
-        z_next = x_next / schedule.scale(i + 1)
-        edit = z_next[:images]
-        if own_transition:
-            transition = z_next[images:]
-        if mask is not None:
-            edit = torch.lerp(trajectory.pivots[i + 1], edit, mask)
-        if on_step is not None:
-            on_step(i, x[:images] - sigma * eps[:images], edit)
-    return edit
+        return eps_cond[:rows], eps_uncond[:rows]
+
+    processes = 2 if steps_ca and not rigid else 1
+    return sample_edit(trajectory, step, guidance_scale=guidance_scale, processes=processes, mask=mask, on_step=on_step)

@@ -40,7 +40,8 @@ class Trajectory:
     """The path of B images through the noise levels of a schedule of N steps.
 
     pivots: ``[N+1,B,C,h,w]`` float32, VP form: DDIM inversion, noisiest first, the last the images' latents.
-    latents: ``[N+1,B,C,h,w]`` float32, VP form: the guided sampling with the tuned embeddings from pivots[0].
+    latents: ``[N+1,B,C,h,w]`` float32, VP form: the guided sampling with the tuned embeddings from pivots[0]; in direct
+        inversion the pivots themselves, as what a step misses is added back.
     schedule: the levels. guidance_scale: w at which the latents were tuned. family: the model's.
     """
 
@@ -62,6 +63,11 @@ class Trajectory:
     def images(self) -> int:
         return self.pivots.shape[1]
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the latents are the pivots themselves (direct inversion), which sampling alone does not give."""
+        return torch.equal(self.latents, self.pivots)
+
     def to(self, device: torch.device) -> "Trajectory":
         """This trajectory with its latents on a device."""
         return replace(self, pivots=self.pivots.to(device), latents=self.latents.to(device))
@@ -71,7 +77,8 @@ class Trajectory:
 class Embeddings:
     """The text embeddings of an inversion of B images in N steps, and how strongly each step keeps the tuned one.
 
-    tuned: ``[N,B,T,D]`` float32, ``e_i``. target, negative: ``[B,T,D]`` float32, ``e_g`` and ``e_null`` (T may differ).
+    tuned: ``[N,B,T,D]`` float32, ``e_i``. target: ``[B,T,D]`` float32, ``e_g``. negative: ``e_null``, ``[B,T,D]`` float32, or ``[N,B,T,D]``
+        where each step has its own, as null-text inversion finds them (T may differ from the text's).
     eta: ``[N]`` float32, share of the tuned embedding in the transition. losses: ``[N,B]``, mean squared error to
         the next pivot. updates: ``[N,B]`` int64, updates spent.
     positive_options, negative_options: what the host's conditioning carried beside the text (ControlNet, hooks);
@@ -95,8 +102,8 @@ class Embeddings:
         steps, images, _, width = self.tuned.shape
         if self.target.shape != self.tuned.shape[1:]:
             raise ValueError(f"the target embedding {list(self.target.shape)} does not fit the tuned ones {list(self.tuned.shape)}.")
-        if self.negative.ndim != 3 or (self.negative.shape[0], self.negative.shape[2]) != (images, width):
-            raise ValueError(f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) of width {width}.")
+        if self.negative.ndim not in (3, 4) or self.negative.shape[:-2] not in ((images,), (steps, images)) or self.negative.shape[-1] != width:
+            raise ValueError(f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) in {steps} steps of width {width}.")
         for name, value, shape in (("eta", self.eta, (steps,)), ("losses", self.losses, (steps, images)), ("updates", self.updates, (steps, images))):
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name} of shape {list(value.shape)} came; {list(shape)} fits.")
@@ -113,6 +120,10 @@ class Embeddings:
     def is_rigid(self) -> bool:
         """Whether the transition is the reconstruction throughout (eta 1)."""
         return bool((self.eta == 1.0).all())
+
+    def negative_at(self, step: int) -> Tensor:
+        """``e_null`` of a step, ``[B,T,D]``."""
+        return self.negative[step] if self.negative.ndim == 4 else self.negative
 
     def transition(self, step: int) -> Tensor:
         """``e_tra_i`` ``[B,T,D]``: the tuned embedding blended towards the target text by this step's eta."""

@@ -56,7 +56,7 @@ class BaretBAMEdit(io.ComfyNode):
             edited = run.sample(
                 model, edit,
                 positive=(embeddings.target, embeddings.positive_options),
-                negative=(embeddings.negative, embeddings.negative_options),
+                negative=(embeddings.negative_at(0), embeddings.negative_options),
                 rows=_PROCESSES * count, shape=tuple(shape), schedule=trajectory.schedule,
             )
             return io.NodeOutput(models.latent_out(trajectory.family, edited))

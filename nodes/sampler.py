@@ -23,7 +23,7 @@ class BaretToSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="The text of each step, each active at its own step alone."),
-                io.Conditioning.Output("negative", tooltip="The negative text of the inversion."),
+                io.Conditioning.Output("negative", tooltip="The negative text of the inversion; where each step has its own, each active at its own step alone."),
                 io.Sigmas.Output("sigmas", tooltip="The noise levels, for SamplerCustomAdvanced with the euler sampler."),
                 io.Latent.Output("latent", tooltip="The picture's own noise at the first level; sample it with Disable Noise."),
             ],
@@ -34,6 +34,11 @@ class BaretToSampler(io.ComfyNode):
         with errors_of(cls):
             require_match(trajectory, embeddings)
             conditioning.require_options(embeddings)
+            if process == "reconstruction" and trajectory.is_direct:
+                raise ValueError(
+                    "the trajectory is of direct inversion, which adds back at every step what the step misses, and a stock sampler cannot; "
+                    "choose process target, or invert with TTIS Inversion or Null-Text Inversion."
+                )
             text = {
                 "reconstruction": lambda i: embeddings.tuned[i],
                 "transition": embeddings.transition,
@@ -41,10 +46,13 @@ class BaretToSampler(io.ComfyNode):
             }[process]
             schedule = trajectory.schedule
             positive = conditioning.per_step([text(i) for i in range(schedule.steps)], embeddings.positive_options, schedule)
+            negative = [[embeddings.negative, dict(embeddings.negative_options)]]
+            if embeddings.negative.ndim == 4:
+                negative = conditioning.per_step(list(embeddings.negative), embeddings.negative_options, schedule)
             noisy = trajectory.pivots[0] * schedule.scale(0)
             return io.NodeOutput(
                 positive,
-                [[embeddings.negative, dict(embeddings.negative_options)]],
+                negative,
                 schedule.sigmas.float(),
                 models.latent_out(trajectory.family, noisy),
             )

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from baret_ops.bam import bam, injected_steps
+from baret_ops.bam import bam
+from baret_ops.sampling import injected_steps
 from baret_ops.schedule import make_schedule
 from baret_ops.values import Embeddings, ModelFamily, Trajectory
 
@@ -40,11 +41,12 @@ class Network:
 
 
 def plain(trajectory, embeddings, tau_sa, tau_ca, both, mask=None):
-    schedule, pivots, null = trajectory.schedule, trajectory.pivots, embeddings.negative
+    schedule, pivots = trajectory.schedule, trajectory.pivots
     edit = transition = pivots[0]
     for i in range(STEPS):
         sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
         x_edit, x_tra, x_rec = (z * schedule.scale(i) for z in (edit, transition, trajectory.latents[i]))
+        null = embeddings.negative_at(i)
         e_tra = embeddings.eta[i] * embeddings.tuned[i] + (1 - embeddings.eta[i]) * embeddings.target
         shared_self, shared_cross = i < injected_steps(tau_sa, STEPS), i < injected_steps(tau_ca, STEPS)
 
@@ -63,18 +65,20 @@ def plain(trajectory, embeddings, tau_sa, tau_ca, both, mask=None):
     return edit
 
 
-def inversion(eta):
+def inversion(eta, negatives=()):
     """A trajectory and embeddings with nothing in common but their shapes, but for the latents: those of the tuned text."""
     generator = torch.Generator().manual_seed(0)
     schedule = make_schedule(torch.linspace(0.03, 8.0, 1000, dtype=torch.float64), STEPS)
     pivots = torch.randn(STEPS + 1, B, 2, 3, 4, generator=generator, dtype=torch.float64)
     tuned = torch.randn(STEPS, B, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
     target, negative = torch.randn(2, B, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+    if negatives:
+        negative = torch.randn(*negatives, B, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
     latents, network = [pivots[0]], Network()
     for i in range(STEPS):
         sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
         x = latents[-1] * schedule.scale(i)
-        cond, uncond = network(x, sigma, cond=tuned[i], uncond=negative)
+        cond, uncond = network(x, sigma, cond=tuned[i], uncond=negative[i] if negatives else negative)
         latents.append((x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1))
     trajectory = Trajectory(pivots, torch.stack(latents), schedule, W, ModelFamily("epsilon", 2, WIDTH, 8.0, 1.0))
     zeros = torch.zeros(STEPS, B)
@@ -90,6 +94,14 @@ def test_is_the_plain_way(eta, taus, both, masked):
     mask = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4) if masked else None
     got = bam(Network(), trajectory, embeddings, guidance_scale=W, tau_sa=taus[0], tau_ca=taus[1], uncond_too=both, mask=mask)
     torch.testing.assert_close(got, plain(trajectory, embeddings, *taus, both, mask), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [(0.8, 0.1), (1.0, 1.0)])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_negative_of_each_step(eta, both):
+    trajectory, embeddings = inversion(eta, negatives=(STEPS,))
+    got = bam(Network(), trajectory, embeddings, guidance_scale=W, uncond_too=both)
+    torch.testing.assert_close(got, plain(trajectory, embeddings, 0.3, 0.6, both), rtol=1e-6, atol=1e-6)
 
 
 def test_rigid_at_another_guidance_samples_the_transition():

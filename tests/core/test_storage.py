@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,9 +57,17 @@ def test_comes_back_to_the_bit(inversion, saved):
     assert embeddings.missing_positive == embeddings.missing_negative == ()
 
 
-def test_names_what_a_file_cannot_hold(inversion, tmp_path):
-    from dataclasses import replace
+def test_a_negative_of_each_step_comes_back(inversion, tmp_path):
+    trajectory, embeddings = inversion
+    negative = torch.rand(STEPS, IMAGES, 3, 8)
+    path = tmp_path / "steps.safetensors"
+    save_inversion(path, trajectory, replace(embeddings, negative=negative))
+    assert torch.equal(load_inversion(path)[1].negative, negative)
+    with pytest.raises(ValueError, match="the negative embedding .* does not fit"):
+        replace(embeddings, negative=negative[1:])
 
+
+def test_names_what_a_file_cannot_hold(inversion, tmp_path):
     path = tmp_path / "controlled.safetensors"
     save_inversion(path, inversion[0], replace(inversion[1], positive_options={"control": object(), "hooks": 1, "pooled_output": None}, negative_options={"control": object()}))
     for _ in range(2):  # saved again it still says so

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from baret_ops.bam import injected_steps
+from baret_ops.sampling import injected_steps
 from baret_ops.inversion import NotFinite, StopRule, ddim_inversion, ttis
 from baret_ops.schedule import make_schedule
 from baret_ops.step_rules import Adam

@@ -1,0 +1,63 @@
+"""The loop that every edit shares: guided DDIM sampling from an image's own noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .inversion import NotFinite, OnStep
+from .schedule import ddim_step, guide
+from .values import Trajectory
+
+Step = Callable[[int, float, Tensor], tuple[Tensor, Tensor]]
+"""``step(i, sigma, x [R,C,h,w])``: ``(eps_cond, eps_uncond)`` of ``x``, or of its first rows: the processes it leaves out end there."""
+
+
+def injected_steps(tau: float, steps: int, name: str = "tau") -> int:
+    """``floor(tau * N + 0.5)``: how many steps, from the noisiest, attention is injected. Raises ValueError outside 0..1."""
+    if not 0.0 <= tau <= 1.0:
+        raise ValueError(f"{name} is {tau}; it is a share of the steps and lies from 0 (never) to 1 (always).")
+    return math.floor(tau * steps + 0.5)
+
+
+@torch.no_grad()
+def sample_edit(
+    trajectory: Trajectory,
+    step: Step,
+    *,
+    guidance_scale: float,
+    processes: int = 1,
+    blend: Callable[[int, Tensor], Tensor] | None = None,
+    mask: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample an edit, and beside it the other ``processes`` that ``step`` goes on with, from ``pivots[0]``.
+
+    blend: ``blend(i, z)`` changes the edit ``[B,C,h,w]`` (VP form) that step i arrived at.
+    mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept at every step.
+    Returns the edit ``[B,C,h,w]``, VP form. Raises NotFinite.
+    """
+    schedule, images = trajectory.schedule, trajectory.images
+    z = trajectory.pivots[0].repeat(processes, 1, 1, 1)
+    for i in range(schedule.steps):
+        sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+        x = z * schedule.scale(i)
+        eps_cond, eps_uncond = step(i, sigma, x)
+        eps = guide(eps_cond, eps_uncond, guidance_scale)
+        x_next = ddim_step(x[: len(eps)], eps, sigma, sigma_next)
+        if not torch.isfinite(x_next).all():
+            raise NotFinite(
+                f"NaN or infinity appeared in the edit at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
+                "lower cfg, or run the model in float32 or bfloat16 (for example --fp32-unet)."
+            )
+        z = x_next / schedule.scale(i + 1)
+        edit = z[:images] if blend is None else blend(i, z[:images])
+        if mask is not None:
+            edit = torch.lerp(trajectory.pivots[i + 1], edit, mask)
+        z = torch.cat([edit, z[images:]])
+        if on_step is not None:
+            on_step(i, x[:images] - sigma * eps[:images], edit)
+    return z[:images]
