@@ -17,9 +17,8 @@ from pathlib import Path
 import comfyui
 import workflows
 
-DRAWN_WORLD = workflows.API_FOLDER / "baret_drawn_world.json"  # needs no checkpoint
-PHOTO = workflows.API_FOLDER / "baret_edit.json"
-PICTURE = Path(__file__).resolve().parent / "assets" / workflows.PICTURE
+DRAWN_WORLD = workflows.API_FOLDER / "baret_edit.json"  # needs no checkpoint
+PHOTO = workflows.API_FOLDER / "baret_edit_photo.json"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -124,7 +123,7 @@ def main() -> None:
     import comfy_server  # needs the host's interpreter
 
     if options.checkpoint and not options.image:
-        options.image = PICTURE
+        options.image = workflows.PICTURE_FILE
     try:
         print(f"Starting ComfyUI {host.version}", flush=True)
         checkpoints, threads = ([options.checkpoint], None) if options.checkpoint else ([], 1)

@@ -1,6 +1,6 @@
-"""Make the README's pictures anew, each a true output of a real server on the drawn world.
+"""Make the README's strip and the templates' thumbnails anew, each a true output of a real server on the drawn world.
 
-    python dev/gallery.py     # writes docs/edits.png and the drawn world's thumbnail
+    python dev/gallery.py     # writes docs/edits.png and example_workflows/*.jpg
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import comfyui
 import workflows
 
 OUT = workflows.FOLDER.parent / "docs" / "edits.png"
-THUMBNAIL = workflows.FOLDER / "baret_drawn_world.jpg"
 SIDE, GAP = 192, 12
 
 # Scene, target text, whether shapes may change.
@@ -26,8 +25,8 @@ EDITS = (
 
 
 def edited(client, scene: dict, text: str, moves: bool) -> list[bytes]:
-    """The pictures before, reconstructed and after of one run of the drawn world's workflow."""
-    prompt = json.loads((workflows.API_FOLDER / "baret_drawn_world.json").read_text(encoding="utf-8"))
+    """The pictures before, reconstructed and after of one run of `baret_edit`."""
+    prompt = json.loads((workflows.API_FOLDER / "baret_edit.json").read_text(encoding="utf-8"))
     by_title = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
     by_title["Your picture"].update({"animal": "any", "pose": "any", "colour": "any", "place": "any", **scene})
     by_title["Target text"]["text"] = text
@@ -36,6 +35,16 @@ def edited(client, scene: dict, text: str, moves: bool) -> list[bytes]:
     run = client.run(prompt)
     shown = {prompt[id]["_meta"]["title"]: output["images"][0] for id, output in run.outputs.items() if output.get("images")}
     return [client.view(shown[title]) for title in ("Before", "Reconstruction", "Edit")]
+
+
+def result(client, name: str) -> bytes:
+    """The picture that a workflow ends in; one that waits for a checkpoint shows the picture it opens with."""
+    prompt = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    if any(node["class_type"] == "CheckpointLoaderSimple" for node in prompt.values()):
+        return workflows.PICTURE_FILE.read_bytes()
+    outputs = client.run(prompt).outputs
+    last = max((id for id in outputs if prompt[id]["class_type"] == "SaveImage"), key=int)
+    return client.view(outputs[last]["images"][0])
 
 
 def main() -> None:
@@ -55,11 +64,12 @@ def main() -> None:
             for column, picture in enumerate(pictures):
                 sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left + column * (SIDE + GAP // 2), top))
             draw.text((left, top + SIDE + 6), f"\u201c{text}\u201d", fill="black", font=font)
-            if number == 0:
-                pictures[2].resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(THUMBNAIL, quality=88)
+        for name in (build.__name__ for build in workflows.WORKFLOWS):
+            picture = Image.open(io.BytesIO(result(client, name))).convert("RGB")
+            picture.resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(workflows.FOLDER / f"{name}.jpg", quality=88)
     OUT.parent.mkdir(exist_ok=True)
     sheet.save(OUT)
-    print(OUT, THUMBNAIL, sep="\n")
+    print(OUT, *sorted(workflows.FOLDER.glob("*.jpg")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -26,14 +26,20 @@ CHECKPOINT = {
     "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors?download=true",
     "directory": "checkpoints",
 }
-PICTURE = "dog.png"
+PICTURE_FILE = Path(__file__).resolve().parent / "assets" / "dog.png"
+PICTURE = PICTURE_FILE.name
 
-# The scene and the edit that the drawn world opens with.
+# The scene and the edit that the workflows open with.
 SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
+RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
+WORLD_INVERSION = {"steps": 25, "learning_rate": 0.01}
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-COLUMN, GAP, TITLE = 380, 30, 70
+COLUMN, GAP, TITLE = 300, 20, 70
+PICTURE_NODES = {"LoadImage": 300, "PreviewImage": 210, "SaveImage": 210, "MaskPreview": 210}  # room for the picture they show
+LIVE = ("BaretTTISInversion", "BaretBAMEdit")  # show what they work on while they run
+LIVE_ROOM = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +63,11 @@ class Link:
 
 @dataclass
 class Stage:
-    """A column of the canvas: a group with a note that explains it and its nodes from top to bottom."""
+    """A group on the canvas: a note that explains it and, under it, its nodes in columns."""
 
     title: str
     note: str
-    nodes: list[Node] = field(default_factory=list)
+    columns: list[list[Node]] = field(default_factory=lambda: [[]])
 
 
 @dataclass
@@ -72,178 +78,222 @@ class Workflow:
     def stage(self, title: str, note: str) -> None:
         self.stages.append(Stage(title, note))
 
+    def column(self) -> None:
+        """Go on in a new column of the newest stage."""
+        self.stages[-1].columns.append([])
+
     def add(self, type: str, title: str | None = None, **inputs) -> Node:
-        """A node in the newest stage. Inputs are Links or values; a value left out takes the server's default."""
+        """A node in the newest column. Inputs are Links or values; a value left out takes the server's default."""
         node = Node(len(self.nodes()) + 1, type, inputs, title)
-        self.stages[-1].nodes.append(node)
+        self.stages[-1].columns[-1].append(node)
         return node
 
     def nodes(self) -> list[Node]:
-        return [node for stage in self.stages for node in stage.nodes]
+        return [node for stage in self.stages for column in stage.columns for node in column]
 
 
 # --- the workflows --------------------------------------------------------------------------------------------------
 
-MODEL_NOTE = """\
-Pick a **Stable Diffusion 1.x or 2.x checkpoint**, load a **picture**, and write what it **should become**: the whole
-scene after the change, not an order. The picture itself needs no caption.
+WORLD_NOTE = """\
+**Press Run**: it works as it is, with nothing to download, on a small model that comes with this pack and a drawn scene.
 
-- The picture is brought to about 512 x 512 pixels, keeping its proportions. A bigger `megapixels` costs more time and memory.
+- Write into **Target text** what the picture *should become*: the whole scene, not an order. Dogs and cats that stand, sit,
+lie or jump, in six colours and five places, are what this model knows. Another `seed` is another scene.
+- **Your own photo**: open the workflow `baret_edit_photo`. Its nodes can take the place of *Load Drawn World* and *Drawn Scene*
+here too; then set `steps` to 50 and `learning_rate` to 0.001."""
+
+PHOTO_NOTE = """\
+Pick a **Stable Diffusion 1.x or 2.x checkpoint**, load a **photo**, and write what it **should become**: the whole
+scene after the change, not an order. The photo itself needs no caption.
+
+- It is brought to about 512 x 512 pixels, keeping its proportions. A bigger `megapixels` costs more time and memory.
 - The negative text stays empty, as in the paper."""
 
 INVERT_NOTE = """\
 Finds the noise this picture comes from, then **tunes the embedding of your target text**, step by step, until the model
 redraws the picture with it. This is the slow stage, and it runs only once: changes further right do not repeat it.
 
-**The reconstruction should look like your picture.** If it does not, raise `iterations` (to 10) or `learning_rate` (to 0.002)."""
+**The reconstruction should look like your picture.** If it does not, raise `iterations` (to 10) or `learning_rate` (twice).
+"""
 
 TRANSITION_NOTE = """\
-Blends the tuned text back towards the plain target text over the steps: `eta` 1 is the picture as it was, 0 is the text alone.
-It starts at `eta_start` (layout, kept) and ends at `eta_end` (detail, free).
+Blends the tuned text back towards the plain target text: `eta` 1 is the picture as it was, 0 is the text alone.
 
 - The shape or pose does not change: lower `eta_start` to 0.6.
-- Only style, colour or background should change: open the workflow `baret_rigid_edit`."""
+- Only colour, style or background should change: set both to 1."""
 
 EDIT_NOTE = """\
 Samples the edit, borrowing attention from the other two: where things are from the **reconstruction** (`tau_sa`), what is
 where from the **transition** (`tau_ca`).
 
 - Too little of the picture is left: raise `tau_sa` (to 0.4).
-- Too little changed: lower `tau_sa` (to 0.2).
-- Connect a `mask` (white may change) to keep the rest as it is."""
+- Too little changed: lower `tau_sa` (to 0.2)."""
 
 
-def _inputs(w: Workflow, text: str) -> tuple[Node, Node, Node, Node]:
-    """The first stage of every workflow: checkpoint, target text, negative text, encoded picture."""
-    w.stage("1. Model, picture, words", MODEL_NOTE)
+@dataclass(frozen=True)
+class Source:
+    """What the first stage hands on: a model with its text and picture sides, and what to edit."""
+
+    model: Link
+    clip: Link
+    vae: Link
+    image: Link
+    target: Link
+    negative: Link
+    latent: Link
+    settings: dict  # of TTIS Inversion
+
+
+def _texts(w: Workflow, clip: Link, text: str) -> tuple[Link, Link]:
+    target = w.add("CLIPTextEncode", "Target text", clip=clip, text=text)
+    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=clip, text="")
+    return target["CONDITIONING"], negative["CONDITIONING"]
+
+
+def _world(w: Workflow, text: str) -> Source:
+    """The first stage on the model that comes with the pack: it runs anywhere, in seconds."""
+    w.stage("1. Model, picture, words", WORLD_NOTE)
+    loader = w.add("BaretWorldLoader")
+    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    w.add("PreviewImage", "Before", images=scene["image"])
+    w.column()
+    target, negative = _texts(w, loader["clip"], text)
+    latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
+    return Source(loader["model"], loader["clip"], loader["vae"], scene["image"], target, negative, latent["LATENT"], WORLD_INVERSION)
+
+
+def _photo(w: Workflow, text: str) -> Source:
+    """The first stage on a checkpoint and a photo."""
+    w.stage("1. Model, picture, words", PHOTO_NOTE)
     loader = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
     image = w.add("LoadImage", "Your picture", image=PICTURE)
+    w.column()
+    target, negative = _texts(w, loader["CLIP"], text)
     scaled = w.add("ImageScaleToTotalPixels", image=image["IMAGE"], upscale_method="lanczos", megapixels=0.25, resolution_steps=64)
     latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=loader["VAE"])
-    target = w.add("CLIPTextEncode", "Target text", clip=loader["CLIP"], text=text)
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=loader["CLIP"], text="")
-    return loader, target, negative, latent
+    return Source(loader["MODEL"], loader["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {})
 
 
-def _invert(w: Workflow, loader: Node, target: Node, negative: Node, latent: Node) -> Node:
+def _invert(w: Workflow, source: Source) -> Node:
     """The second stage: TTIS Inversion with a preview of its reconstruction."""
     w.stage("2. Invert", INVERT_NOTE)
-    ttis = w.add("BaretTTISInversion", model=loader["MODEL"], positive=target["CONDITIONING"],
-                 negative=negative["CONDITIONING"], latent=latent["LATENT"])
-    decoded = w.add("VAEDecode", samples=ttis["reconstruction"], vae=loader["VAE"])
+    ttis = w.add("BaretTTISInversion", model=source.model, positive=source.target, negative=source.negative, latent=source.latent, **source.settings)
+    decoded = w.add("VAEDecode", samples=ttis["reconstruction"], vae=source.vae)
     w.add("PreviewImage", "Reconstruction", images=decoded["IMAGE"])
     return ttis
 
 
-def _edit(w: Workflow, loader: Node, ttis: Node, embeddings: Node, name: str, title: str = "Edit") -> None:
-    bam = w.add("BaretBAMEdit", model=loader["MODEL"], trajectory=ttis["trajectory"], embeddings=embeddings["embeddings"])
-    decoded = w.add("VAEDecode", samples=bam["edit"], vae=loader["VAE"])
-    w.add("SaveImage", title, images=decoded["IMAGE"], filename_prefix=name)
+def _transition(w: Workflow, ttis: Node) -> Node:
+    w.stage("3. Let the shape change", TRANSITION_NOTE)
+    return w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
+
+
+def _edit(w: Workflow, source: Source, ttis: Node, embeddings: Node, name: str, title: str = "Edit", **dials) -> Link:
+    bam = w.add("BaretBAMEdit", model=source.model, trajectory=ttis["trajectory"], embeddings=embeddings["embeddings"], **dials)
+    w.column()
+    decoded = w.add("VAEDecode", samples=bam["edit"], vae=source.vae)
+    w.add("SaveImage", title, images=decoded["IMAGE"], filename_prefix=f"baret/{name}")
+    return decoded["IMAGE"]
+
+
+def _full_edit(w: Workflow, source: Source) -> None:
+    ttis = _invert(w, source)
+    transition = _transition(w, ttis)
+    w.stage("4. Edit", EDIT_NOTE + """
+- Connect a `mask` (white may change) to keep the rest as it is.""")
+    edited = _edit(w, source, ttis, transition, "edit")
+    both = w.add("ImageStitch", image1=source.image, image2=edited, direction="right", spacing_width=8)
+    w.add("PreviewImage", "Before and after", images=both["IMAGE"])
 
 
 def baret_edit() -> Workflow:
     w = Workflow("baret_edit")
-    loader, target, negative, latent = _inputs(w, "a dog jumping over a meadow, mountains behind")
-    ttis = _invert(w, loader, target, negative, latent)
-    w.stage("3. Let the shape change", TRANSITION_NOTE)
-    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
-    w.stage("4. Edit", EDIT_NOTE)
-    _edit(w, loader, ttis, transition, "baret/edit")
+    _full_edit(w, _world(w, SCENE_TEXT))
+    return w
+
+
+def baret_edit_photo() -> Workflow:
+    w = Workflow("baret_edit_photo")
+    _full_edit(w, _photo(w, "a dog jumping over a meadow, mountains behind"))
     return w
 
 
 def baret_rigid_edit() -> Workflow:
     w = Workflow("baret_rigid_edit")
-    loader, target, negative, latent = _inputs(w, "a watercolor painting of a dog on a meadow, mountains behind")
-    ttis = _invert(w, loader, target, negative, latent)
+    source = _world(w, RIGID_TEXT)
+    ttis = _invert(w, source)
     w.stage("3. Edit", """\
 For changes of **style, colour, background or kind of object**, where every shape stays. The embeddings go straight from the
 inversion into the edit: that is `eta` 1 throughout, so attention comes from the picture as it was.
 
 - Too little changed: lower `tau_ca` (to 0.4), then `tau_sa` (to 0.2).
 - A pose or shape should change too: open the workflow `baret_edit`.""")
-    _edit(w, loader, ttis, ttis, "baret/rigid")
+    _edit(w, source, ttis, ttis, "rigid")
+    return w
+
+
+def baret_masked_edit() -> Workflow:
+    w = Workflow("baret_masked_edit")
+    source = _world(w, SCENE_TEXT)
+    ttis = _invert(w, source)
+    transition = _transition(w, ttis)
+    w.stage("4. Where it may change", """\
+White may change; **everything else is kept as it was, at every step**. Here the scene's own mask of the animal, grown so that the
+new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""")
+    grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
+    w.add("MaskPreview", "May change", mask=grown["MASK"])
+    w.stage("5. Edit", EDIT_NOTE)
+    _edit(w, source, ttis, transition, "masked", mask=grown["MASK"])
     return w
 
 
 def baret_stock_sampler() -> Workflow:
     w = Workflow("baret_stock_sampler")
-    loader, target, negative, latent = _inputs(w, "a dog jumping over a meadow, mountains behind")
-    ttis = _invert(w, loader, target, negative, latent)
-    w.stage("3. Let the shape change", TRANSITION_NOTE)
-    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
+    source = _world(w, SCENE_TEXT)
+    ttis = _invert(w, source)
+    transition = _transition(w, ttis)
     w.stage("4. Hand over to a stock sampler", """\
 `Embeddings to Sampler` turns an inversion into what stock nodes take: a conditioning with one entry per step, the noise
-levels, and the picture's own noise to start from. From here on any node for conditionings or sampling can be put in between.
+levels, and the picture's own noise to start from. Any node for conditionings or sampling can be put in between.
 
 `process` says what is sampled: `reconstruction` gives the picture of stage 2 again, `transition` the blend of stage 3, `target`
 the plain text from the picture's noise. For the full edit with shared attention use `baret_edit`.
 
 Keep the sampler at **euler**, the noise **disabled** and the cfg at that of the inversion.""")
     sampler_inputs = w.add("BaretToSampler", embeddings=transition["embeddings"], trajectory=ttis["trajectory"], process="reconstruction")
-    guider = w.add("CFGGuider", model=loader["MODEL"], positive=sampler_inputs["positive"], negative=sampler_inputs["negative"], cfg=7.5)
+    guider = w.add("CFGGuider", model=source.model, positive=sampler_inputs["positive"], negative=sampler_inputs["negative"], cfg=7.5)
+    w.column()
     noise = w.add("DisableNoise")
     sampler = w.add("KSamplerSelect", sampler_name="euler")
     w.stage("5. Sample", "The picture should be the one of stage 2 while `process` is `reconstruction`.")
     sampled = w.add("SamplerCustomAdvanced", noise=noise["NOISE"], guider=guider["GUIDER"], sampler=sampler["SAMPLER"],
                     sigmas=sampler_inputs["sigmas"], latent_image=sampler_inputs["latent"])
-    decoded = w.add("VAEDecode", samples=sampled["output"], vae=loader["VAE"])
+    decoded = w.add("VAEDecode", samples=sampled["output"], vae=source.vae)
     w.add("SaveImage", "Sampled by stock nodes", images=decoded["IMAGE"], filename_prefix="baret/stock")
     return w
 
 
 def baret_invert_once() -> Workflow:
     w = Workflow("baret_invert_once")
-    loader, target, negative, latent = _inputs(w, "a dog jumping over a meadow, mountains behind")
-    ttis = _invert(w, loader, target, negative, latent)
+    source = _world(w, SCENE_TEXT)
+    ttis = _invert(w, source)
     w.stage("3. Keep the inversion", """\
 Writes the inversion to the output folder. `Load Inversion` reads it back in another workflow or on another day, in place of
 stage 2, with the same checkpoint.""")
     w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.stage("4. The edit it was inverted for", "As in `baret_edit`: blend, then sample with shared attention.")
     first = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
-    _edit(w, loader, ttis, first, "baret/first", "First edit")
+    _edit(w, source, ttis, first, "first", "First edit")
     w.stage("5. Another text, the same inversion", """\
 Another target text goes into `positive` of Transition Embedding. **The inversion is not run again**: change this text and
 queue as often as you like. It works best for texts close to the one that was inverted with.""")
-    other = w.add("CLIPTextEncode", "Another target text", clip=loader["CLIP"], text="a dog sleeping on a meadow, mountains behind")
+    other = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text=SCENE_TEXT.replace("lying", "standing"))
     second = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], positive=other["CONDITIONING"])
-    _edit(w, loader, ttis, second, "baret/second", "Second edit")
+    _edit(w, source, ttis, second, "second", "Second edit")
     return w
 
 
-def baret_drawn_world() -> Workflow:
-    """The edit on the model that comes with the pack: it runs anywhere, in seconds."""
-    w = Workflow("baret_drawn_world")
-    w.stage("1. Model, picture, words", """\
-Runs as it is, with **nothing to download**: a small model of the SD1.5 family that comes with this pack, and a scene to edit.
-
-- Another `seed` is another scene; its caption says what is in it. Change a word of it, and that is your **target text**.
-- The model knows dogs and cats that stand, sit, lie or jump, in six colours and five places. For photos open `baret_edit`.""")
-    loader = w.add("BaretWorldLoader")
-    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
-    latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
-    target = w.add("CLIPTextEncode", "Target text", clip=loader["clip"], text=SCENE_TEXT)
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=loader["clip"], text="")
-    w.add("PreviewImage", "Before", images=scene["image"])
-    w.stage("2. Invert", INVERT_NOTE.split("\n\n")[0] + """
-
-**The reconstruction should look like the picture.** A small model wants a higher `learning_rate` than SD1.5 (0.01) and fewer
-`steps` (25: with more, poses change less).""")
-    ttis = w.add("BaretTTISInversion", model=loader["model"], positive=target["CONDITIONING"], negative=negative["CONDITIONING"],
-                 latent=latent["LATENT"], steps=25, learning_rate=0.01)
-    decoded = w.add("VAEDecode", samples=ttis["reconstruction"], vae=loader["vae"])
-    w.add("PreviewImage", "Reconstruction", images=decoded["IMAGE"])
-    w.stage("3. Let the shape change", TRANSITION_NOTE)
-    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
-    w.stage("4. Edit", EDIT_NOTE)
-    bam = w.add("BaretBAMEdit", model=loader["model"], trajectory=ttis["trajectory"], embeddings=transition["embeddings"])
-    decoded = w.add("VAEDecode", samples=bam["edit"], vae=loader["vae"])
-    w.add("SaveImage", "Edit", images=decoded["IMAGE"], filename_prefix="baret/drawn")
-    return w
-
-
-WORKFLOWS = (baret_edit, baret_rigid_edit, baret_stock_sampler, baret_invert_once, baret_drawn_world)
+WORKFLOWS = (baret_edit, baret_edit_photo, baret_rigid_edit, baret_masked_edit, baret_invert_once, baret_stock_sampler)
 
 
 # --- the two forms --------------------------------------------------------------------------------------------------
@@ -319,15 +369,20 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
             entry["inputs"].append({"name": i.name, "type": i.type, "link": number, **({"shape": 7} if i.optional else {})})
     x = 0
     for stage in workflow.stages:
-        note = _ui_note(len(nodes) + 1, stage)
+        width = len(stage.columns) * (COLUMN + GAP) - GAP
+        note = _ui_note(len(nodes) + 1, stage, width)
         nodes[note["id"]] = note
-        y = TITLE
-        for entry in [note, *(nodes[node.id] for node in stage.nodes)]:
-            entry["pos"] = [x + GAP // 2, y]
-            y += entry["size"][1] + GAP + 30  # a node's title bar lies above its position
-        groups.append({"id": len(groups) + 1, "title": stage.title, "bounding": [x, 0, COLUMN + GAP, y - GAP],
+        note["pos"] = [x + GAP, TITLE]
+        top = bottom = TITLE + note["size"][1] + 2 * GAP  # a node's title bar lies above its position
+        for number, column in enumerate(stage.columns):
+            y = top
+            for entry in (nodes[node.id] for node in column):
+                entry["pos"] = [x + GAP + number * (COLUMN + GAP), y]
+                y += entry["size"][1] + 2 * GAP
+            bottom = max(bottom, y)
+        groups.append({"id": len(groups) + 1, "title": stage.title, "bounding": [x, 0, width + 2 * GAP, bottom - GAP],
                        "color": "#3f789e", "font_size": 24, "flags": {}})
-        x += COLUMN + 3 * GAP
+        x += width + 3 * GAP
     for order, entry in enumerate(nodes.values()):  # every node follows those it takes from
         entry["order"] = order
     return {
@@ -351,8 +406,7 @@ def _ui_node(node: Node, info: dict) -> dict:
             widgets.append("fixed")  # so is what happens to a seed after a run
             height += 26
     height += 24 * max(len(schema) - sum(i.is_widget for i in schema), len(described["output"])) + 16
-    if node.type in ("LoadImage", "PreviewImage", "SaveImage"):
-        height += 300  # room for the picture
+    height += PICTURE_NODES.get(node.type, 0) + LIVE_ROOM * (node.type in LIVE)
     ours = described["python_module"].startswith("custom_nodes")
     properties = {"Node name for S&R": node.type, "cnr_id": "comfyui-baret" if ours else "comfy-core"}
     if node.type == "CheckpointLoaderSimple":
@@ -364,10 +418,10 @@ def _ui_node(node: Node, info: dict) -> dict:
     }
 
 
-def _ui_note(id: int, stage: Stage) -> dict:
+def _ui_note(id: int, stage: Stage, width: int) -> dict:
     text = re.sub(r"(?<!\n)\n(?![\n-])", " ", stage.note)  # paragraphs and list items are wrapped only here in the source
-    lines = sum(1 + len(line) // 50 for line in text.split("\n"))
-    return {"id": id, "type": "MarkdownNote", "pos": [], "size": [COLUMN, 50 + 20 * lines], "flags": {}, "order": 0, "mode": 0,
+    lines = sum(1 + len(line) * 6 // width for line in text.split("\n"))  # a letter is about 6 wide
+    return {"id": id, "type": "MarkdownNote", "pos": [], "size": [width, 60 + 16 * lines], "flags": {}, "order": 0, "mode": 0,
             "inputs": [], "outputs": [], "title": stage.title, "properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#000"}
 
 

@@ -83,7 +83,7 @@ def changed_files(installed, tree_before):
 def client(installed, checkpoint, tree_before):
     # The classic cache keeps the last workflow whatever memory is left, so that what is cached can be asserted.
     with comfy_server.running(installed, [checkpoint], ["--cache-classic"], threads=1) as client:
-        client.upload(ROOT / "dev" / "assets" / workflows.PICTURE)
+        client.upload(workflows.PICTURE_FILE)
         yield client
 
 

@@ -21,7 +21,7 @@ def test_runs_to_images_and_is_cached_when_queued_again(client, example, name):
     for id in pictures:
         for entry in run.outputs[id]["images"]:
             picture = Image.open(io.BytesIO(client.view(entry)))
-            assert picture.size == (128, 128)
+            assert min(picture.size) >= 128
             assert len(set(picture.convert("L").getdata())) > 8  # no plane of one colour, as NaN would make
 
     again = client.run(graph)

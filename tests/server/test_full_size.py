@@ -7,7 +7,7 @@ def test_an_edit_at_full_width_and_depth(client, example, installed, latent_of):
     full = stand_in.ensure(installed, "full")
     link = client.work / "models" / "checkpoints" / full.name
     link.symlink_to(full)
-    graph = example("baret_edit")
+    graph = example("baret_edit_photo")
     graph.inputs("CheckpointLoaderSimple")["ckpt_name"] = full.name
     graph.inputs("BaretTTISInversion").update(steps=2, iterations=1)
     scaling = graph.id("ImageScaleToTotalPixels")

@@ -23,7 +23,7 @@ def plain_sampling(graph_class, checkpoint):
 
 
 def test_a_change_after_the_inversion_does_not_invert_again(client, example):
-    graph = example("baret_edit")
+    graph = example("baret_edit_photo")
     client.run(graph)
     transition = "BaretTransitionEmbedding"
     for node, name, value in ((transition, "eta_start", 0.7), (transition, "eta_end", 0.2), (BAM, "tau_sa", 0.5), (BAM, "tau_ca", 0.5), (BAM, "cfg", 5.0)):
@@ -44,7 +44,7 @@ def test_another_text_does_not_invert_again(client, example):
 
 
 def test_progress_and_previews_arrive(client, example):
-    graph = example("baret_edit")
+    graph = example("baret_edit_photo")
     steps = graph.inputs(TTIS)["steps"] = 5
     run = client.run(graph)
     for node, total in ((graph.id(TTIS), 2 * steps), (graph.id(BAM), steps)):
@@ -69,7 +69,7 @@ def cancel_in(client, graph, node, at=3):
 
 
 def test_cancel_answers_fast_and_leaves_nothing_behind(client, example, checkpoint, latent_of):
-    graph = example("baret_edit").without_pictures()
+    graph = example("baret_edit_photo").without_pictures()
     outputs = (graph.id(TTIS), 2), (graph.id(BAM), 0)
     stock, sampled = plain_sampling(type(graph), checkpoint)
     (stock_before,), _ = latent_of(stock, sampled)

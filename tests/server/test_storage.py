@@ -10,7 +10,7 @@ def test_a_loaded_inversion_makes_the_same_edit(client, example, latent_of):
     saved = run.outputs[graph.id("BaretSaveInversion")]["files"][0]
     assert (client.work / "output" / saved["subfolder"] / saved["filename"]).is_file()
 
-    graph = example("baret_edit").without_pictures()
+    graph = example("baret_edit_photo").without_pictures()
     loader = graph.add("BaretLoadInversion", file=f"{saved['subfolder']}/{saved['filename']} [output]")
     graph.inputs("BaretTransitionEmbedding")["embeddings"] = [loader, 1]
     graph.inputs(BAM)["trajectory"] = [loader, 0]
