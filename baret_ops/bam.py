@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .attention import Sharing
+from .auto_mask import auto_mask as find_mask
 from .inversion import OnStep
 from .predict import Predict
 from .sampling import injected_steps, sample_edit
@@ -23,6 +24,7 @@ def bam(
     uncond_too: bool = False,
     max_tokens: int | None = None,
     mask: Tensor | None = None,
+    auto_mask: float = 0.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample the edit (paper, Eq. 4 and 5).
@@ -33,7 +35,8 @@ def bam(
     while it lends, and none beside the reconstruction where it is the reconstruction (eta 1 at the tuned guidance).
 
     uncond_too: share in the unconditional pass as well. max_tokens: no sharing in blocks of more tokens.
-    mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept at every step.
+    mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept at every step. auto_mask: above 0 the threshold of a mask
+        that is found from the text (:mod:`.auto_mask`) and multiplied with the given one.
     Returns the edited latent ``[B,C,h,w]``, VP form. Raises ValueError for a misfit, NotFinite.
     """
     require_match(trajectory, embeddings)
@@ -78,5 +81,8 @@ def bam(
             _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(guided, 1, 1))
         return eps_cond[:rows], eps_uncond[:rows]
 
+    if auto_mask:
+        found = find_mask(predict, trajectory, embeddings, auto_mask)
+        mask = found if mask is None else mask * found
     processes = 2 if steps_ca and not rigid else 1
     return sample_edit(trajectory, step, guidance_scale=guidance_scale, processes=processes, mask=mask, on_step=on_step)

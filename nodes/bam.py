@@ -29,12 +29,13 @@ class BaretBAMEdit(io.ComfyNode):
                 io.Combo.Input("passes", options=["conditional", "both"], default="conditional", advanced=True, tooltip="Share attention in the pass with the text alone, or in the negative pass as well: both keeps more of the picture and costs a little more."),
                 io.Int.Input("max_resolution", default=0, min=0, max=1024, step=8, advanced=True, tooltip="Share attention only where its grid has at most this many tokens squared; 0 is no limit. At 512x512 the grids are 64, 32, 16 and 8. Lower keeps fewer fine details. Useful: 0, 32 or 16."),
                 io.Mask.Input("mask", optional=True, tooltip="Where the picture may change (white). Everywhere else it is kept at every step. Left open, it may change everywhere."),
+                io.Float.Input("auto_mask", default=0.0, min=0.0, max=1.0, step=0.005, round=0.0001, advanced=True, tooltip="Above 0, keeps the picture wherever the text asks for nothing else than is there: how much the two predictions must differ. Higher keeps more of it. Useful: 0.01 to 0.02; 0 for a new background."),
             ],
             outputs=[io.Latent.Output("edit", tooltip="The edited picture; decode it with the VAE.")],
         )
 
     @classmethod
-    def execute(cls, model, trajectory, embeddings, tau_sa, tau_ca, cfg, passes="conditional", max_resolution=0, mask=None) -> io.NodeOutput:
+    def execute(cls, model, trajectory, embeddings, tau_sa, tau_ca, cfg, passes="conditional", max_resolution=0, mask=None, auto_mask=0.0) -> io.NodeOutput:
         with errors_of(cls):
             models.require_fit(model, trajectory)
             require_match(trajectory, embeddings)
@@ -50,6 +51,7 @@ class BaretBAMEdit(io.ComfyNode):
                     uncond_too=passes == "both",
                     max_tokens=max_resolution**2 or None,
                     mask=None if mask is None else mask.to(device),
+                    auto_mask=auto_mask,
                     on_step=report(0),
                 )
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from baret_ops.auto_mask import auto_mask
 from baret_ops.bam import bam
 from baret_ops.sampling import injected_steps
 from baret_ops.schedule import make_schedule
@@ -122,3 +123,45 @@ def test_a_hard_mask_keeps_the_last_pivot_to_the_bit():
     got = bam(Network(), trajectory, embeddings, guidance_scale=W, mask=mask)
     assert torch.equal(got[..., :2], trajectory.pivots[-1][..., :2])
     assert torch.equal(bam(Network(), trajectory, embeddings, guidance_scale=W, mask=torch.ones_like(mask)), bam(Network(), trajectory, embeddings, guidance_scale=W))
+
+
+class TestAutoMask:
+    """The mask found from the text: white where the target text and the tuned one predict different noise."""
+
+    @staticmethod
+    def where_text_acts(x, sigma, *, cond=None, uncond=None, sharing=None):
+        """A network in whose right half alone the text matters."""
+        right = (torch.arange(x.shape[-1]) >= x.shape[-1] // 2).to(x)
+        return tuple(None if e is None else torch.tanh(x) + right * e.mean((1, 2))[:, None, None, None] for e in (cond, uncond))
+
+    def inverted(self, asked):
+        """Two images of 8x8 cells; the first's tuned text is the target, the second's lies ``asked`` away."""
+        schedule = make_schedule(torch.linspace(0.03, 8.0, 1000, dtype=torch.float64), STEPS)
+        latents = [torch.randn(B, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)]
+        target, negative = torch.ones(B, TOKENS, WIDTH, dtype=torch.float64), torch.zeros(B, TOKENS, WIDTH, dtype=torch.float64)
+        tuned = (target - torch.tensor([0.0, asked], dtype=torch.float64)[:, None, None]).expand(STEPS, -1, -1, -1)
+        for i in range(STEPS):
+            sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+            x = latents[-1] * schedule.scale(i)
+            cond, uncond = self.where_text_acts(x, sigma, cond=tuned[i], uncond=negative)
+            latents.append((x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1))
+        trajectory = Trajectory(torch.randn(STEPS + 1, B, 2, 8, 8, dtype=torch.float64), torch.stack(latents), schedule, W, ModelFamily("epsilon", 2, WIDTH, 8.0, 1.0))
+        zeros = torch.zeros(STEPS, B)
+        return trajectory, Embeddings(tuned, target, negative, torch.ones(STEPS), zeros, zeros.long())
+
+    @pytest.mark.parametrize("asked, white", [(0.1, 0.0), (0.2, 0.5), (0.3, 1.0), (0.9, 1.0)])
+    def test_rises_from_the_threshold_to_three_times_it(self, asked, white):
+        mask = auto_mask(self.where_text_acts, *self.inverted(asked), threshold=0.1)
+        assert mask.shape == (B, 1, 8, 8)
+        torch.testing.assert_close(mask[0], torch.zeros_like(mask[0]))
+        torch.testing.assert_close(mask[1, ..., 5:], torch.full_like(mask[1, ..., 5:], white))
+        torch.testing.assert_close(mask[1, ..., :3], torch.zeros_like(mask[1, ..., :3]))
+
+    def test_the_edit_keeps_the_pivots_outside_it_and_within_a_given_mask(self):
+        trajectory, embeddings = self.inverted(0.9)
+        free = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0)
+        got = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0, auto_mask=0.1)
+        assert torch.equal(got[0], trajectory.pivots[-1][0]) and torch.equal(got[1, ..., :3], trajectory.pivots[-1][1, ..., :3])
+        torch.testing.assert_close(got[1, ..., 5:], free[1, ..., 5:])
+        none = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, auto_mask=0.1, mask=torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+        assert torch.equal(none, trajectory.pivots[-1])

@@ -7,7 +7,7 @@ import pytest
 CONTRACT = {
     "BaretTTISInversion": ("model positive negative latent steps cfg iterations learning_rate stop_threshold stop_growth inversion_text step_rule", "trajectory embeddings reconstruction"),
     "BaretTransitionEmbedding": ("embeddings eta_start eta_end positive", "embeddings"),
-    "BaretBAMEdit": ("model trajectory embeddings tau_sa tau_ca cfg passes max_resolution mask", "edit"),
+    "BaretBAMEdit": ("model trajectory embeddings tau_sa tau_ca cfg passes max_resolution mask auto_mask", "edit"),
     "BaretToSampler": ("embeddings trajectory process", "positive negative sigmas latent"),
     "BaretSaveInversion": ("trajectory embeddings filename_prefix", ""),
     "BaretLoadInversion": ("file", "trajectory embeddings"),
@@ -15,7 +15,7 @@ CONTRACT = {
 DEFAULTS = {
     "BaretTTISInversion": {"steps": 50, "cfg": 7.5, "iterations": 5, "learning_rate": 1e-3, "stop_threshold": 1e-5, "stop_growth": 2e-5, "inversion_text": "target", "step_rule": "adam"},
     "BaretTransitionEmbedding": {"eta_start": 0.8, "eta_end": 0.1},
-    "BaretBAMEdit": {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "passes": "conditional", "max_resolution": 0},
+    "BaretBAMEdit": {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "passes": "conditional", "max_resolution": 0, "auto_mask": 0.0},
 }
 
 

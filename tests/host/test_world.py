@@ -192,6 +192,11 @@ class TestEdits:
         kept = [self.mean(psnr((r := run(seed, change, tau_sa=tau)).edit, r.codec) for seed, change in self.POSES) for tau in (0.0, 0.3, 1.0)]
         assert kept[0] < kept[1] < kept[2], kept
 
+    def test_a_mask_from_the_text_keeps_more_and_changes_as_much(self, run):
+        pairs = [(run(seed, change, eta=(1.0, 1.0)), run(seed, change, eta=(1.0, 1.0), auto_mask=0.01)) for seed, change in self.COLOURS]
+        assert self.mean(masked.outside - free.outside for free, masked in pairs) > 1.5, [(free.outside, masked.outside) for free, masked in pairs]
+        assert self.mean(masked.done - free.done for free, masked in pairs) > -0.1, [(free.done, masked.done) for free, masked in pairs]
+
     def test_outside_a_mask_the_picture_is_the_codecs(self, run):
         mask = torch.zeros(1, 128, 128)
         mask[:, 64:] = 1.0
