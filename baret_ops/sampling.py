@@ -50,7 +50,7 @@ def sample_edit(
         x_next = ddim_step(x[: len(eps)], eps, sigma, sigma_next)
         if not torch.isfinite(x_next).all():
             raise NotFinite(
-                f"NaN or infinity appeared in the edit at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
+                f"NaN or infinity appeared in the sampling at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
                 "lower cfg, or run the model in float32 or bfloat16 (for example --fp32-unet)."
             )
         z = x_next / schedule.scale(i + 1)

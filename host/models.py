@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..baret_ops.schedule import Schedule, make_schedule
 from ..baret_ops.values import ModelFamily, Trajectory
-from .attention import unet_of
+from .attention import blocks_of, unet_of
 
 _FITS = "an SD1.x or SD2.x text-to-image checkpoint (or a small relative of them) fits"
 
@@ -71,6 +71,15 @@ def require_fit(model, trajectory: Trajectory) -> None:
         raise ValueError("the trajectory's noise levels are not those of this model's schedule; remove the sampling patch from the model, or invert again with it.")
 
 
+def require_block(model, first_block: int) -> None:
+    """Raise ValueError unless the model has a transformer block of that number, or is of no fitting family."""
+    family_of(model)
+    blocks = list(blocks_of(model))
+    if first_block >= len(blocks):
+        decoder = next(number for number, (place, _) in enumerate(blocks) if place == "output")
+        raise ValueError(f"first_block is {first_block} and this model has {len(blocks)} transformer blocks, 0 to {len(blocks) - 1}; its decoder begins at {decoder}.")
+
+
 def latent_in(model, latent: dict) -> Tensor:
     """The images of a LATENT in the model's scale, ``[B,C,h,w]`` float32. Raises ValueError for another shape or NaN."""
     samples = latent["samples"]
@@ -97,6 +106,11 @@ def latent_mask(mask: Tensor, images: int, shape: list[int]) -> Tensor:
     if mask.shape[0] not in (1, images):
         raise ValueError(f"{mask.shape[0]} masks came for {images} image(s); one, or one per image, fits.")
     return torch.nn.functional.interpolate(mask, size=tuple(shape[-2:]), mode="bilinear", antialias=True).clamp(0.0, 1.0)
+
+
+def mask_out(mask: Tensor) -> Tensor:
+    """A MASK ``[B,8h,8w]`` of ``mask [B,1,h,w]`` at the latents' size."""
+    return keep(mask[:, 0].repeat_interleave(8, 1).repeat_interleave(8, 2))
 
 
 def keep(value: Tensor) -> Tensor:

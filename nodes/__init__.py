@@ -2,9 +2,12 @@
 
 from .bam import BaretBAMEdit
 from .inversion import BaretTTISInversion
+from .masactrl import BaretMasaCtrlEdit
+from .prompt_to_prompt import BaretPromptToPromptEdit
 from .sampler import BaretToSampler
 from .storage import BaretLoadInversion, BaretSaveInversion
 from .transition import BaretTransitionEmbedding
+from .untuned import BaretInversion
 from .world import BaretWorldLoader, BaretWorldScene
 
 NODES = [
@@ -14,6 +17,9 @@ NODES = [
     BaretToSampler,
     BaretSaveInversion,
     BaretLoadInversion,
+    BaretInversion,
+    BaretPromptToPromptEdit,
+    BaretMasaCtrlEdit,
     BaretWorldLoader,
     BaretWorldScene,
 ]

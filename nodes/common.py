@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from comfy_api.latest import io
 
 from ..baret_ops.inversion import NotFinite
+from ..baret_ops.values import Embeddings, Trajectory, require_match
+from ..host import conditioning, models, run
 
 CATEGORY = "BARET"
 SEARCH_ALIASES = ["BARET", "edit", "image editing", "inversion", "DDIM", "prompt to prompt", "real image", "null text"]
@@ -15,8 +17,11 @@ SEARCH_ALIASES = ["BARET", "edit", "image editing", "inversion", "DDIM", "prompt
 TrajectoryWire = io.Custom("BARET_TRAJECTORY")
 EmbeddingsWire = io.Custom("BARET_EMBEDDINGS")
 
-TRAJECTORY_TOOLTIP = "The picture's path through the noise levels, from TTIS Inversion or Load Inversion."
-EMBEDDINGS_TOOLTIP = "The tuned text of every step, from TTIS Inversion, Transition Embedding or Load Inversion."
+TRAJECTORY_TOOLTIP = "The picture's path through the noise levels, from an inversion node or Load Inversion."
+EMBEDDINGS_TOOLTIP = "The text of every step, from an inversion node, Transition Embedding or Load Inversion."
+MODEL_TOOLTIP = "An SD1.x or SD2.x checkpoint, with any LoRA or patches you want in the edit."
+EDIT_MODEL_TOOLTIP = "The model the picture was inverted with, with the same LoRA and patches."
+MASK_TOOLTIP = "Where the picture may change (white). Everywhere else it is kept at every step. Left open, it may change everywhere."
 
 
 @contextmanager
@@ -26,3 +31,22 @@ def errors_of(node: type[io.ComfyNode]) -> Iterator[None]:
         yield
     except (ValueError, NotFinite) as error:
         raise type(error)(f"{node.define_schema().display_name}: {error}") from error
+
+
+def sample_edit(model, trajectory: Trajectory, embeddings: Embeddings, mask, rows: int, edit: Callable):
+    """Check what goes into an edit and run ``edit(predict, trajectory, mask, on_step)`` on the model; return what it returns.
+
+    mask: a MASK or None. rows: processes in one forward, for the host's memory estimate. Raises ValueError for what does not fit.
+    """
+    models.require_fit(model, trajectory)
+    require_match(trajectory, embeddings)
+    conditioning.require_options(embeddings)
+    levels, images, *shape = trajectory.pivots.shape
+    mask = None if mask is None else models.latent_mask(mask, images, shape)
+    on_step = run.progress(model, levels - 1)(0)
+    return run.sample(
+        model, lambda predict, device: edit(predict, trajectory.to(device), None if mask is None else mask.to(device), on_step),
+        positive=(embeddings.target, embeddings.positive_options),
+        negative=(embeddings.negative_at(0), embeddings.negative_options),
+        rows=rows * images, shape=tuple(shape), schedule=trajectory.schedule,
+    )

@@ -172,7 +172,7 @@ def test_nan_in_the_edit_says_where(invert, edit, model):
     trajectory, embeddings, _ = invert()
     broken = model.clone()
     broken.set_model_unet_function_wrapper(lambda apply, args: apply(args["input"], args["timestep"], **args["c"]) * (float("nan") if args["timestep"][0] < 1 else 1.0))
-    with refused(r"BAM Edit: NaN or infinity appeared in the edit at step \d of 4 \(time \d+\)", RuntimeError):
+    with refused(r"BAM Edit: NaN or infinity appeared in the sampling at step \d of 4 \(time \d+\)", RuntimeError):
         edit(trajectory, embeddings, model=broken)
 
 
