@@ -30,6 +30,10 @@ class StopRule:
     def __call__(self, step: int) -> float:
         return self.threshold + self.growth * step
 
+    def levels(self, steps: int) -> Tensor:
+        """The loss at which each step stops, ``[N]`` float32."""
+        return torch.tensor([self(step) for step in range(steps)])
+
 
 @dataclass(frozen=True, eq=False)
 class Tuning:

@@ -18,6 +18,7 @@ FORMAT = "baret-inversion"
 VERSION = 1
 _TRAJECTORY = ("pivots", "latents")
 _EMBEDDINGS = ("tuned", "target", "negative", "eta", "losses", "updates")
+_OPTIONAL = ("thresholds",)  # of the embeddings; the first files lack it
 
 
 def save_inversion(path: Path, trajectory: Trajectory, embeddings: Embeddings) -> None:
@@ -37,6 +38,7 @@ def save_inversion(path: Path, trajectory: Trajectory, embeddings: Embeddings) -
         "negative_options": sorted({*embeddings.negative_options, *embeddings.missing_negative} - _TEXT_OPTIONS),
     }
     tensors = {name: getattr(trajectory, name) for name in _TRAJECTORY} | {name: getattr(embeddings, name) for name in _EMBEDDINGS}
+    tensors |= {name: value for name in _OPTIONAL if (value := getattr(embeddings, name)) is not None}
     tensors["sigmas"] = trajectory.schedule.sigmas
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -61,7 +63,7 @@ def load_inversion(path: Path) -> tuple[Trajectory, Embeddings]:
             missing = sorted(wanted - set(file.keys()))
             if missing:
                 raise ValueError(f"{name} lacks {', '.join(missing)}; save the inversion again.")
-            tensors = {key: file.get_tensor(key) for key in wanted}
+            tensors = {key: file.get_tensor(key) for key in wanted | ({*_OPTIONAL} & {*file.keys()})}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{name} cannot be read as a safetensors file ({error}); it is truncated or of another kind: save the inversion again.") from error
 
@@ -84,7 +86,7 @@ def load_inversion(path: Path) -> tuple[Trajectory, Embeddings]:
             family=ModelFamily(**about["family"]),
         )
         embeddings = Embeddings(
-            **{key: tensors[key] for key in _EMBEDDINGS},
+            **{key: tensors[key] for key in (*_EMBEDDINGS, *_OPTIONAL) if key in tensors},
             missing_positive=tuple(map(str, about["positive_options"])),
             missing_negative=tuple(map(str, about["negative_options"])),
         )

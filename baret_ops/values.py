@@ -80,7 +80,8 @@ class Embeddings:
     tuned: ``[N,B,T,D]`` float32, ``e_i``. target: ``[B,T,D]`` float32, ``e_g``. negative: ``e_null``, ``[B,T,D]`` float32, or ``[N,B,T,D]``
         where each step has its own, as null-text inversion finds them (T may differ from the text's).
     eta: ``[N]`` float32, share of the tuned embedding in the transition. losses: ``[N,B]``, mean squared error to
-        the next pivot. updates: ``[N,B]`` int64, updates spent.
+        the next pivot. updates: ``[N,B]`` int64, updates spent. thresholds: ``[N]`` float32, the loss at which a step was done;
+        None where it is not known.
     positive_options, negative_options: what the host's conditioning carried beside the text (ControlNet, hooks);
         opaque to the core. missing_positive, missing_negative: names of such options that a file could not hold.
     """
@@ -95,6 +96,7 @@ class Embeddings:
     negative_options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
     missing_positive: tuple[str, ...] = ()
     missing_negative: tuple[str, ...] = ()
+    thresholds: Tensor | None = None
 
     def __post_init__(self):
         if self.tuned.ndim != 4:
@@ -104,8 +106,8 @@ class Embeddings:
             raise ValueError(f"the target embedding {list(self.target.shape)} does not fit the tuned ones {list(self.tuned.shape)}.")
         if self.negative.ndim not in (3, 4) or self.negative.shape[:-2] not in ((images,), (steps, images)) or self.negative.shape[-1] != width:
             raise ValueError(f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) in {steps} steps of width {width}.")
-        for name, value, shape in (("eta", self.eta, (steps,)), ("losses", self.losses, (steps, images)), ("updates", self.updates, (steps, images))):
-            if tuple(value.shape) != shape:
+        for name, value, shape in (("eta", self.eta, (steps,)), ("losses", self.losses, (steps, images)), ("updates", self.updates, (steps, images)), ("thresholds", self.thresholds, (steps,))):
+            if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} of shape {list(value.shape)} came; {list(shape)} fits.")
 
     @property

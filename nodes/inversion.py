@@ -53,6 +53,7 @@ class BaretTTISInversion(io.ComfyNode):
             target, positive_options = conditioning.read_text(positive, "positive", count, family.context_dim)
             null, negative_options = conditioning.read_text(negative, "negative", count, family.context_dim)
             report = run.progress(model, 2 * steps)
+            stop = StopRule(stop_threshold, stop_growth)
 
             def invert(predict, device):
                 uncond = inversion_text == "negative"
@@ -62,7 +63,7 @@ class BaretTTISInversion(io.ComfyNode):
                     guidance_scale=cfg,
                     rule=STEP_RULES[step_rule](learning_rate),
                     iterations=iterations,
-                    stop=StopRule(stop_threshold, stop_growth),
+                    stop=stop,
                     skip_finished=not conditioning.carries_rows(positive_options),
                     on_step=report(steps),
                 )
@@ -75,7 +76,7 @@ class BaretTTISInversion(io.ComfyNode):
             trajectory = Trajectory(keep(pivots), keep(tuning.latents), schedule, cfg, family)
             embeddings = Embeddings(
                 tuned=keep(tuning.embeddings), target=keep(target), negative=keep(null), eta=eta_schedule(1.0, 1.0, steps),
-                losses=keep(tuning.losses), updates=keep(tuning.updates),
+                losses=keep(tuning.losses), updates=keep(tuning.updates), thresholds=stop.levels(steps),
                 positive_options=positive_options, negative_options=negative_options,
             )
             return io.NodeOutput(trajectory, embeddings, models.latent_out(family, tuning.latents[-1]))

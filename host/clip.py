@@ -1,0 +1,53 @@
+"""Pictures and texts in CLIP's common space, through the host's CLIP_VISION and CLIP; and its tokens."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_PROJECTION = "text_projection"
+_FITS = "a CLIP with its text projection fits: Load CLIP with clip_l.safetensors, for CLIP Vision ViT-L"
+
+
+def image_features(clip_vision, images: Tensor) -> Tensor:
+    """Projected image embeddings ``[B,D]`` of pictures ``[B,H,W,3]``, cropped to their middle square as CLIP was trained.
+
+    Raises ValueError for a vision model that is no CLIP.
+    """
+    kind = getattr(clip_vision, "model_type", "clip_vision_model")
+    if kind != "clip_vision_model":
+        raise ValueError(f"clip_vision is a {kind}; CLIPScore is measured with a CLIP vision model, such as ViT-L or ViT-H.")
+    return clip_vision.encode_image(images)["image_embeds"].float()
+
+
+def text_features(clip, text: str, width: int) -> Tensor:
+    """The projected text embedding ``[1,D]`` of the first 77 tokens; D must be ``width``, the image embeddings'.
+
+    Raises ValueError for a CLIP of another width or without a text projection, as SD1.x checkpoints carry it.
+    """
+    if not _holds_projection(clip):
+        raise ValueError(f"the CLIP's file holds no text projection (SD1.x checkpoints leave it out), so text and pictures cannot be compared; {_FITS}.")
+    pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1]
+    if pooled is None or pooled.shape[-1] != width:
+        came = "no pooled text" if pooled is None else f"text {pooled.shape[-1]} wide"
+        raise ValueError(f"the CLIP gives {came} and the vision model's embeddings are {width} wide; connect the two halves of one CLIP. {_FITS[0].upper() + _FITS[1:]}.")
+    if not torch.isfinite(pooled).all() or not pooled.any():
+        raise ValueError(f"the CLIP's text projection is empty, so text and pictures cannot be compared; {_FITS}.")
+    return pooled.float()
+
+
+def _holds_projection(clip) -> bool:
+    """Whether the file a CLIP was loaded from holds a text projection, True where that cannot be told.
+
+    The host leaves a projection that the file lacks as whatever was in memory, so that its numbers do not tell.
+    """
+    arguments = (getattr(clip.patcher, "cached_patcher_init", None) or (None, ()))[1]
+    files = arguments[0] if arguments else None
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, (list, tuple)):
+        return True
+    try:
+        return any(_PROJECTION in key for path in files for key in safe_open(path, framework="pt").keys())
+    except (SafetensorError, OSError, TypeError):
+        return True
