@@ -41,8 +41,9 @@ VERSIONS = {
 # One family: a torchvision built for another torch does not import (`operator torchvision::nms does not exist`).
 TORCH = ("torch==2.12.1", "torchvision==0.27.1", "torchaudio==2.11.0")
 
-# What the tests import beyond ComfyUI's own requirements: distribution -> module.
-TEST_PACKAGES = {"pytest==9.2.0": "pytest", "pytest-timeout==2.4.0": "pytest_timeout", "diffusers==0.42.1": "diffusers"}
+# What the pack itself and its tests import beyond ComfyUI's own requirements: distribution -> module.
+PACK_PACKAGES = Path(__file__).resolve().parent.parent.joinpath("requirements.txt").read_text().split()
+TEST_PACKAGES = {**{package: re.match(r"[\w-]+", package)[0] for package in PACK_PACKAGES}, "pytest==9.2.0": "pytest", "pytest-timeout==2.4.0": "pytest_timeout", "diffusers==0.42.1": "diffusers"}
 
 STAMP = "baret-complete.json"  # written last: an environment without it is unfinished, whatever it holds
 

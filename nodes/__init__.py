@@ -4,6 +4,8 @@ from .bam import BaretBAMEdit
 from .inversion import BaretTTISInversion
 from .masactrl import BaretMasaCtrlEdit
 from .prompt_to_prompt import BaretPromptToPromptEdit
+from .metrics import BaretEditMetrics
+from .report import BaretInversionReport
 from .sampler import BaretToSampler
 from .storage import BaretLoadInversion, BaretSaveInversion
 from .transition import BaretTransitionEmbedding
@@ -20,6 +22,8 @@ NODES = [
     BaretInversion,
     BaretPromptToPromptEdit,
     BaretMasaCtrlEdit,
+    BaretInversionReport,
+    BaretEditMetrics,
     BaretWorldLoader,
     BaretWorldScene,
 ]
