@@ -71,16 +71,15 @@ class Hooks:
 class Sharing:
     """Which process lends its queries and keys to which, in one forward of ``processes`` x B rows.
 
-    self_from, cross_from: the process whose Q and K the receiving process (index ``receiver``) takes in
-        self- and in cross-attention; None leaves that attention alone.
+    self_from, cross_from: for each process the one whose Q and K it takes in self- and in cross-attention, itself where it
+        keeps its own; None leaves that attention alone.
     max_tokens: blocks with more tokens than this keep their own attention; None is no limit.
     uncond: whether the unconditional pass shares too.
     """
 
     processes: int
-    receiver: int = 0
-    self_from: int | None = None
-    cross_from: int | None = None
+    self_from: tuple[int, ...] | None = None
+    cross_from: tuple[int, ...] | None = None
     max_tokens: int | None = None
     uncond: bool = False
 
@@ -92,21 +91,20 @@ class Sharing:
         """``softmax(Q_lender K_lender^T / sqrt(d)) V_own`` for cross-attention; see :meth:`_share`."""
         return self._share(self.cross_from, n, context, value, passes)
 
-    def _share(self, lender: int | None, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]):
-        """Copy the lender's rows of ``n`` and ``context`` over the receiver's, chunk by chunk.
+    def _share(self, lenders: tuple[int, ...] | None, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]):
+        """Copy each lender's rows of ``n`` and ``context`` over those of who borrows from it, chunk by chunk.
 
         n ``[R,L,d]``, context and value ``[R,S,d']`` are the inputs of the query, key and value projections;
         R is split evenly over ``passes``, one entry per chunk, True where the chunk is a conditional pass.
         Raises ValueError when the rows cannot be the ``processes`` this was made for.
         """
-        if lender is None or (self.max_tokens is not None and n.shape[1] > self.max_tokens):
+        if lenders is None or (self.max_tokens is not None and n.shape[1] > self.max_tokens):
             return n, context, value
         images = rows_of(n.shape[0], passes, self.processes)
         order = []  # slices of rows, so that nothing has to be sent to the device
         for index, conditional in enumerate(passes):
-            for process in range(self.processes):
-                borrows = process == self.receiver and (conditional or self.uncond)
-                start = (index * self.processes + (lender if borrows else process)) * images
+            for process, lender in enumerate(lenders):
+                start = (index * self.processes + (lender if conditional or self.uncond else process)) * images
                 order.append(slice(start, start + images))
         lent = torch.cat([n[rows] for rows in order])
         return lent, lent if context is n else torch.cat([context[rows] for rows in order]), value

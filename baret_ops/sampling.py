@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .inversion import NotFinite, OnStep
-from .schedule import ddim_step, guide
+from .schedule import Schedule, ddim_step, guide
 from .values import Trajectory
 
 Step = Callable[[int, float, Tensor], tuple[Tensor, Tensor]]
@@ -21,6 +21,19 @@ def injected_steps(tau: float, steps: int, name: str = "tau") -> int:
     if not 0.0 <= tau <= 1.0:
         raise ValueError(f"{name} is {tau}; it is a share of the steps and lies from 0 (never) to 1 (always).")
     return math.floor(tau * steps + 0.5)
+
+
+def guided_step(schedule: Schedule, i: int, x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor]:
+    """The guided DDIM step i from ``x [R,C,h,w]``: where it arrives, in VP form, and the clean latent predicted. Raises NotFinite."""
+    sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+    eps = guide(eps_cond, eps_uncond, guidance_scale)
+    x_next = ddim_step(x, eps, sigma, sigma_next)
+    if not torch.isfinite(x_next).all():
+        raise NotFinite(
+            f"NaN or infinity appeared in the sampling at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
+            "lower cfg, or run the model in float32 or bfloat16 (for example --fp32-unet)."
+        )
+    return x_next / schedule.scale(i + 1), x - sigma * eps
 
 
 @torch.no_grad()
@@ -43,21 +56,13 @@ def sample_edit(
     schedule, images = trajectory.schedule, trajectory.images
     z = trajectory.pivots[0].repeat(processes, 1, 1, 1)
     for i in range(schedule.steps):
-        sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
         x = z * schedule.scale(i)
-        eps_cond, eps_uncond = step(i, sigma, x)
-        eps = guide(eps_cond, eps_uncond, guidance_scale)
-        x_next = ddim_step(x[: len(eps)], eps, sigma, sigma_next)
-        if not torch.isfinite(x_next).all():
-            raise NotFinite(
-                f"NaN or infinity appeared in the sampling at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
-                "lower cfg, or run the model in float32 or bfloat16 (for example --fp32-unet)."
-            )
-        z = x_next / schedule.scale(i + 1)
+        eps_cond, eps_uncond = step(i, float(schedule.sigmas[i]), x)
+        z, denoised = guided_step(schedule, i, x[: len(eps_cond)], eps_cond, eps_uncond, guidance_scale)
         edit = z[:images] if blend is None else blend(i, z[:images])
         if mask is not None:
             edit = torch.lerp(trajectory.pivots[i + 1], edit, mask)
         z = torch.cat([edit, z[images:]])
         if on_step is not None:
-            on_step(i, x[:images] - sigma * eps[:images], edit)
+            on_step(i, denoised[:images], edit)
     return z[:images]

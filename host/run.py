@@ -11,6 +11,7 @@ import comfy.model_management
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
+import comfy.utils
 import latent_preview
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -80,6 +81,16 @@ def progress(model, total: int) -> Callable[[int], OnStep]:
         return lambda step, denoised, z: callback(first + step, denoised, z, total)
 
     return starting_at
+
+
+def picture_progress(total: int) -> Callable[..., None]:
+    """The host's progress bar over ``total`` steps with pictures of the caller's: ``advance(picture=None, steps=1)``."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def advance(picture=None, steps: int = 1) -> None:
+        bar.update_absolute(bar.current + steps, total, picture and ("JPEG", picture, latent_preview.MAX_PREVIEW_RESOLUTION))
+
+    return advance
 
 
 class _Run(comfy.samplers.Sampler):

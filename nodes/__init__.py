@@ -8,6 +8,7 @@ from .metrics import BaretEditMetrics
 from .report import BaretInversionReport
 from .sampler import BaretToSampler
 from .storage import BaretLoadInversion, BaretSaveInversion
+from .sweep import BaretEditSweep
 from .transition import BaretTransitionEmbedding
 from .untuned import BaretInversion
 from .world import BaretWorldLoader, BaretWorldScene
@@ -24,6 +25,7 @@ NODES = [
     BaretMasaCtrlEdit,
     BaretInversionReport,
     BaretEditMetrics,
+    BaretEditSweep,
     BaretWorldLoader,
     BaretWorldScene,
 ]

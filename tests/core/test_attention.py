@@ -5,7 +5,7 @@ import torch
 from baret_ops.attention import Sharing
 
 B, L, S, D = 2, 5, 3, 8
-RECEIVER, TRANSITION, RECONSTRUCTION = 0, 1, 2
+TRANSITION, RECONSTRUCTION = 1, 2  # the edit is process 0
 
 
 def attend(q, k, v):
@@ -19,7 +19,7 @@ def test_equals_explicit_softmax(passes, uncond):
     rows = 3 * B * len(passes)
     n, context = torch.randn(rows, L, D, generator=generator), torch.randn(rows, S, D, generator=generator)
     wq, wk, wv = torch.randn(3, D, D, generator=generator)
-    sharing = Sharing(processes=3, self_from=RECONSTRUCTION, cross_from=TRANSITION, uncond=uncond)
+    sharing = Sharing(processes=3, self_from=(RECONSTRUCTION, 1, 2), cross_from=(TRANSITION, 1, 2), uncond=uncond)
 
     for share, lender, source in ((sharing.share_self, RECONSTRUCTION, n), (sharing.share_cross, TRANSITION, context)):
         q, k, v = n @ wq, source @ wk, source @ wv
@@ -37,11 +37,11 @@ def test_equals_explicit_softmax(passes, uncond):
 def test_leaves_alone_what_it_does_not_share():
     n = torch.randn(3 * B, L, D)
     assert Sharing(processes=3).share_self(n, n, n, [True])[0] is n
-    assert Sharing(processes=3, self_from=2, max_tokens=L - 1).share_self(n, n, n, [True])[0] is n
-    assert Sharing(processes=3, self_from=2, max_tokens=L).share_self(n, n, n, [True])[0] is not n
+    assert Sharing(processes=3, self_from=(2, 1, 2), max_tokens=L - 1).share_self(n, n, n, [True])[0] is n
+    assert Sharing(processes=3, self_from=(2, 1, 2), max_tokens=L).share_self(n, n, n, [True])[0] is not n
 
 
 def test_rows_that_cannot_be_the_processes_are_refused():
     n = torch.randn(7, L, D)
     with pytest.raises(ValueError, match="another patch on this model changes the batch size"):
-        Sharing(processes=3, self_from=2).share_self(n, n, n, [True])
+        Sharing(processes=3, self_from=(2, 1, 2)).share_self(n, n, n, [True])

@@ -31,12 +31,10 @@ class Network:
             self_x, cross_x, cross_e = x.clone(), x.clone(), e.clone()
             if sharing is not None and (conditional or sharing.uncond):
                 assert len(x) == sharing.processes * B
-                to = slice(sharing.receiver * B, (sharing.receiver + 1) * B)
                 if sharing.self_from is not None:
-                    self_x[to] = x[sharing.self_from * B : (sharing.self_from + 1) * B]
+                    self_x = x.unflatten(0, (-1, B))[list(sharing.self_from)].flatten(0, 1)
                 if sharing.cross_from is not None:
-                    rows = slice(sharing.cross_from * B, (sharing.cross_from + 1) * B)
-                    cross_x[to], cross_e[to] = x[rows], e[rows]
+                    cross_x, cross_e = (t.unflatten(0, (-1, B))[list(sharing.cross_from)].flatten(0, 1) for t in (x, e))
             out.append(mix(x, e, self_x, cross_x, cross_e, sigma))
         return tuple(out)
 

@@ -24,18 +24,18 @@ def explicit(model, sharing, labels):
     """A clone whose every attention computes its maps openly, with Q and K of the sharing's processes."""
     other = model.clone()
 
-    def attention(lender):
+    def attention(lenders):
         def replace(q, k, v, extra):
             rows, heads = q.shape[0], extra["n_heads"]
             q, k, v = (t.reshape(rows, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
             weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
             chunk = rows // len(extra["cond_or_uncond"])
-            if lender is not None and (sharing.max_tokens is None or q.shape[2] <= sharing.max_tokens):
+            if lenders is not None and (sharing.max_tokens is None or q.shape[2] <= sharing.max_tokens):
                 for index, label in enumerate(extra["cond_or_uncond"]):
                     labels.append(label)
                     if label == 0 or sharing.uncond:
-                        receiver, source = (index * chunk + process * B for process in (sharing.receiver, lender))
-                        weights[receiver : receiver + B] = weights[source : source + B]
+                        here = slice(index * chunk, (index + 1) * chunk)
+                        weights[here] = weights[here].unflatten(0, (-1, B))[list(lenders)].flatten(0, 1)
             return (weights @ v).transpose(1, 2).reshape(rows, -1, v.shape[-1] * heads)
 
         return replace
@@ -54,7 +54,7 @@ def test_equals_explicit_attention(pack, model, predict_in, monkeypatch, uncond,
 
     if apart:
         monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
-    sharing = pack.modules["baret_ops.attention"].Sharing(processes=3, self_from=2, cross_from=1, max_tokens=max_tokens, uncond=uncond)
+    sharing = pack.modules["baret_ops.attention"].Sharing(processes=3, self_from=(2, 1, 2), cross_from=(1, 1, 2), max_tokens=max_tokens, uncond=uncond)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3 * B, 4, 8, 12, generator=generator) * 5
     cond, uncond_text = torch.randn(2, 3 * B, 6, 24, generator=generator)
@@ -74,7 +74,7 @@ def test_equals_explicit_attention(pack, model, predict_in, monkeypatch, uncond,
 
 def test_the_negative_alone_keeps_its_label(pack, predict_in):
     """A pass that runs alone is still labelled as what it is, so that no patch takes the negative for the positive."""
-    sharing = pack.modules["baret_ops.attention"].Sharing(processes=3, self_from=2, cross_from=1)
+    sharing = pack.modules["baret_ops.attention"].Sharing(processes=3, self_from=(2, 1, 2), cross_from=(1, 1, 2))
     x, text = torch.randn(3 * B, 4, 8, 12), torch.randn(3 * B, 6, 24)
     plain = predict_in(lambda predict: predict(x, 5.0, uncond=text))[1]
     assert torch.equal(predict_in(lambda predict: predict(x, 5.0, uncond=text, sharing=sharing))[1], plain)
