@@ -38,7 +38,7 @@ def inversion_text(trajectory: Trajectory, embeddings: Embeddings) -> str:
         worst = int(losses[:, b].argmax())
         reached = "" if thresholds is None else f", {int((losses[:, b] <= thresholds.cpu()).sum())} of {steps} steps within the threshold"
         lines.append(
-            f"image {b + 1}: reconstruction {decibels[b]:.1f} dB (loss {losses[-1, b]:.3g}), {int(updates[:, b].sum())} updates, "
+            f"picture {b + 1}: reconstruction {decibels[b]:.1f} dB (loss {losses[-1, b]:.3g}), {int(updates[:, b].sum())} updates, "
             f"at most {int(updates[:, b].max())} a step{reached}, worst step {worst} (loss {losses[worst, b]:.3g})"
         )
     head = ["step", "time", *([] if thresholds is None else ["threshold"]), *(f"{name} {b + 1}" for b in range(images) for name in ("loss", "updates"))]

@@ -62,10 +62,11 @@ def grid(corner: Image.Image, columns: list[str], rows: list[str], cells: list[l
         else:
             sheet.paste(content.resize((width, height), Image.Resampling.LANCZOS), (left, top))
 
-    place(0, 0, corner)
-    small = _font([corner_label], 0.92 * width, 0.12 * min(width, height))
-    draw.rectangle((0, height - 1.4 * small.size, width - 1, height - 1), fill=BACKGROUND)
-    draw.text((width / 2, height - 0.7 * small.size), corner_label, fill=TEXT, font=small, anchor="mm")
+    small = _font([corner_label], 0.96 * width, 0.12 * min(width, height))
+    strip = round(1.3 * small.size)
+    draw.text((width / 2, strip / 2), corner_label, fill=TEXT, font=small, anchor="mm")
+    room = corner.resize((round(width * (height - strip) / height), height - strip), Image.Resampling.LANCZOS)
+    sheet.paste(room, ((width - room.width) // 2, strip))
     for number, label in enumerate(columns, 1):
         place(number, 0, label)
     for number, (label, line) in enumerate(zip(rows, cells), 1):

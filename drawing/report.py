@@ -28,7 +28,7 @@ def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import LogFormatter, MaxNLocator
     except ImportError as error:
         raise ValueError(f"the picture is drawn with matplotlib, which cannot be imported ({error}); install what this pack's requirements.txt lists.") from error
 
@@ -47,7 +47,9 @@ def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None
             top.plot(thresholds.clamp_min(1e-12), color=TEXT, linestyle="--", linewidth=1.5, label="threshold")
         top.set_yscale("log")
         top.set_title("loss" + (f" (first {shown} of {images} named)" if shown < images else ""))
-        top.legend(fontsize=12, ncols=1 if images < 3 else 2, loc="lower center", bbox_to_anchor=(0.5, 1.12), frameon=False)
+        top.yaxis.set_major_formatter(LogFormatter())
+        top.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
+        figure.legend(*top.get_legend_handles_labels(), fontsize=14, ncols=1 if images < 3 else 2, loc="outside upper center", frameon=False, handlelength=1.2)
         middle.set_title("updates of the text")
         middle.set_xlabel("step")
         middle.set_ylim(bottom=0)
@@ -55,10 +57,11 @@ def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None
             axis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         maps = rows[1].subplots(1, shown, squeeze=False)[0]
         most = float(errors.max()) or 1.0
-        for axes, error in zip(maps, errors):
+        for number, (axes, error) in enumerate(zip(maps, errors), 1):
             drawn = axes.imshow(error, cmap="inferno", vmin=0, vmax=most, interpolation="nearest")
             axes.grid(False)
             axes.set_axis_off()
+            axes.set_title(str(number) if images > 1 else "")
         rows[1].suptitle("where the reconstruction is off")
         rows[1].colorbar(drawn, ax=list(maps), shrink=0.9)
         data = io.BytesIO()
