@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..baret_ops.bam import Edits, advance
+from ..baret_ops.bam import Edits, advance, edit_mask
 from ..baret_ops.sweep import read_numbers, read_ranges
 from ..drawing.pictures import grid, to_pil, to_tensor
 from ..host import models, run
@@ -39,7 +39,7 @@ class BaretEditSweep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, trajectory, embeddings, vae, eta_ranges, tau_sa, tau_ca, cfg, passes="conditional", max_resolution=0, mask=None) -> io.NodeOutput:
+    def execute(cls, model, trajectory, embeddings, vae, eta_ranges, tau_sa, tau_ca, cfg, passes="conditional", max_resolution=0, mask=None, auto_mask=0.0) -> io.NodeOutput:
         with errors_of(cls):
             require_edit(model, trajectory, embeddings)
             ranges = read_ranges(eta_ranges, "eta_ranges")
@@ -54,15 +54,17 @@ class BaretEditSweep(io.ComfyNode):
 
             decode = lambda z: models.decode(vae, models.latent_out(trajectory.family, z))  # noqa: E731
             source = decode(trajectory.pivots[-1])
-            labels = [f"tau_sa\n{sa:g}" + (f"\ntau_ca\n{ca:g}" if len(crosses) > 1 else "") for sa, ca in taus]
+            etas = [f"eta\n{a:g}" + ("" if a == b else f"\nto {b:g}") for a, b in ranges]
+            columns = [f"tau_sa\n{sa:g}" + (f"\ntau_ca\n{ca:g}" if len(crosses) > 1 else "") for sa, ca in taus]
             corner = "source" if len(crosses) > 1 else f"source, tau_ca {crosses[0]:g}"
             rows: list[torch.Tensor] = []  # of each eta done, [taus,B,H,W,3]
 
             def sheet(image):
                 done = [[to_pil(cell[image]) for cell in row] for row in rows]
-                open_rows = [[None] * len(taus)] * (len(ranges) - len(rows))
-                return grid(to_pil(source[image]), labels, [f"eta\n{a:g}" + ("" if a == b else f"\nto {b:g}") for a, b in ranges], done + open_rows, corner)
+                return grid(to_pil(source[image]), columns, etas, done + [[None] * len(taus)] * (len(ranges) - len(rows)), corner)
 
+            if auto_mask:
+                chosen["mask"] = sample(model, trajectory, embeddings, lambda predict, moved: edit_mask(predict, moved, embeddings, chosen["mask"], auto_mask), 2)
             total = -(-len(many) // together) * lending + len(many) * (steps - lending)
             show = run.picture_progress(total)
             show(sheet(0), 0)
