@@ -43,6 +43,10 @@ class Edits:
         counts = tuple((injected_steps(sa, steps, "tau_sa"), injected_steps(ca, steps, "tau_ca")) for sa, ca in taus)
         return cls(embeddings, counts, start, {(0, 0): start})
 
+    def to(self, device: torch.device) -> "Edits":
+        """These edits with their latents on a device."""
+        return replace(self, transition=self.transition.to(device), latents={taus: latent.to(device) for taus, latent in self.latents.items()})
+
     def followed(self, step: int) -> dict[Taus, None]:
         """The different taus that the edits have followed before a step, in the edits' order."""
         return dict.fromkeys((min(sa, step), min(ca, step)) for sa, ca in self.taus)
@@ -73,6 +77,7 @@ def advance(
     Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
+    many = [edits.to(device) for edits in many]
     rigid = [edits.embeddings.is_rigid and (trajectory.is_direct or guidance_scale == trajectory.guidance_scale) for edits in many]
     mask = None if mask is None else mask.to(device)
 

@@ -7,8 +7,7 @@ from ..baret_ops.bam import Edits, advance, edit_mask
 from ..baret_ops.sweep import read_numbers, read_ranges
 from ..drawing.pictures import grid, to_pil, to_tensor
 from ..host import models, run
-from .bam import dials, how, require_edit, sample, wires
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, bam_dials, errors_of, sample_edit
 
 _MOST_CELLS = 32 * 64 * 64
 """Most latent cells in one forward of several etas side by side: 32 latents of 512x512 pictures, about 3 GB in 16 bit."""
@@ -25,12 +24,14 @@ class BaretEditSweep(io.ComfyNode):
             search_aliases=[*SEARCH_ALIASES, "XY plot", "grid", "ablation", "compare"],
             is_output_node=True,
             inputs=[
-                *wires(),
+                io.Model.Input("model", tooltip=EDIT_MODEL_TOOLTIP),
+                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
+                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint, to show the cells as pictures."),
                 io.String.Input("eta_ranges", default="1, 0.8-0.1, 0.6-0.1", tooltip="Rows: eta from the first to the last step, with commas between them. Higher keeps more of the picture; 1 is a rigid edit. Useful: 1, 0.9-0.1, 0.8-0.1, 0.6-0.1."),
                 io.String.Input("tau_sa", default="0.2, 0.3, 0.4", tooltip="Columns: shares of the steps that take self-attention from the reconstruction. Higher keeps more of the picture. Useful: 0.1 to 0.5."),
                 io.String.Input("tau_ca", default="0.6", tooltip="Shares of the steps that take cross-attention from the transition. More than one multiplies the columns. Useful: 0.6, or 0.4 to 0.8."),
-                *dials(),
+                *bam_dials(),
             ],
             outputs=[
                 io.Image.Output("grid", tooltip="All edits with their etas and taus, the picture in the corner; one grid per image of a batch. Cells are at most 512 pixels wide."),
@@ -41,11 +42,11 @@ class BaretEditSweep(io.ComfyNode):
     @classmethod
     def execute(cls, model, trajectory, embeddings, vae, eta_ranges, tau_sa, tau_ca, cfg, passes="conditional", max_resolution=0, mask=None, auto_mask=0.0) -> io.NodeOutput:
         with errors_of(cls):
-            require_edit(model, trajectory, embeddings)
+            models.require_fit(model, trajectory)
             ranges = read_ranges(eta_ranges, "eta_ranges")
             selfs, crosses = read_numbers(tau_sa, "tau_sa"), read_numbers(tau_ca, "tau_ca")
             taus = [(sa, ca) for ca in crosses for sa in selfs]
-            chosen = how(trajectory, cfg, passes, max_resolution, mask)
+            chosen = {"guidance_scale": cfg, "uncond_too": passes == "both", "max_tokens": max_resolution**2 or None}
             steps, images, cells = trajectory.schedule.steps, trajectory.images, trajectory.pivots[0, 0, 0].numel()
             many = [Edits.begin(trajectory, embeddings.with_transition(*each), taus) for each in ranges]
             together = max(1, (_MOST_CELLS // (cells * images) - 1) // (len(taus) + 1))
@@ -63,17 +64,19 @@ class BaretEditSweep(io.ComfyNode):
                 done = [[to_pil(cell[image]) for cell in row] for row in rows]
                 return grid(to_pil(source[image]), columns, etas, done + [[None] * len(taus)] * (len(ranges) - len(rows)), corner)
 
-            if auto_mask:
-                chosen["mask"] = sample(model, trajectory, embeddings, lambda predict, moved: edit_mask(predict, moved, embeddings, chosen["mask"], auto_mask), 2)
             total = -(-len(many) // together) * lending + len(many) * (steps - lending)
             show = run.picture_progress(total)
             show(sheet(0), 0)
 
-            def forward(edits, span):
-                def loop(predict, trajectory):
-                    return advance(predict, trajectory, edits, span, on_step=lambda *_: show(), **chosen)
+            found = None  # the mask at the latents' size, with what auto_mask finds
 
-                return sample(model, trajectory, embeddings, loop, len(edits) * (len(taus) + 1) + 1)
+            def forward(edits, span):
+                def loop(predict, trajectory, mask, on_step):
+                    nonlocal found
+                    found = edit_mask(predict, trajectory, embeddings, mask, auto_mask) if found is None else found
+                    return advance(predict, trajectory, edits, span, mask=found, on_step=on_step, **chosen)
+
+                return sample_edit(model, trajectory, embeddings, mask, len(edits) * (len(taus) + 1) + 1, loop, on_step=lambda *_: show())
 
             for first in range(0, len(many), together):
                 for edits in forward(many[first : first + together], range(lending)):
