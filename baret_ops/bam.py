@@ -21,6 +21,11 @@ Taus = tuple[int, int]
 RECONSTRUCTION, TRANSITION = "reconstruction", "transition"
 
 
+def transition_is_reconstruction(trajectory: Trajectory, embeddings: Embeddings, guidance_scale: float) -> bool:
+    """Whether the transition repeats the reconstruction: eta 1 at the guidance that the reconstruction was made with."""
+    return embeddings.is_rigid and (trajectory.is_direct or guidance_scale == trajectory.guidance_scale)
+
+
 @dataclass(frozen=True, eq=False)
 class Edits:
     """Edits with one transition and different taus, on their way through the steps.
@@ -78,7 +83,7 @@ def advance(
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
     many = [edits.to(device) for edits in many]
-    rigid = [edits.embeddings.is_rigid and (trajectory.is_direct or guidance_scale == trajectory.guidance_scale) for edits in many]
+    rigid = [transition_is_reconstruction(trajectory, edits.embeddings, guidance_scale) for edits in many]
     mask = None if mask is None else mask.to(device)
 
     for i in steps:

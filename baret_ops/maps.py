@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from .attention import Attend, Hooks, Site
+from .bam import RECONSTRUCTION, TRANSITION
 
 BLOCK = 1 << 22
 """Most entries of an attention map that exist at a time (16 MB in float32)."""
@@ -45,3 +50,28 @@ class MapSums:
         if self._sum is None:
             raise ValueError("no attention map was seen: none of the model's cross-attention blocks was asked for one.")
         return self._sum / self.count
+
+
+def watch_words(sums: MapSums, words: Tensor, steps: range, wanted: Callable[[Site], bool]) -> Callable[[int, dict[str, int]], Hooks | None]:
+    """A ``watch`` for :func:`.bam.advance`: in ``steps`` and where ``wanted``, the word maps of reconstruction, transition and edit, in this order.
+
+    sums: takes them in, R = 3 B. words: ``[T,W]`` as for :func:`word_maps`; a text that the model was given several times over counts as one.
+    """
+
+    def watch(step: int, places: dict[str, int]) -> Hooks | None:
+        if step not in steps:
+            return None
+
+        def hook(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+            # The reconstruction is the last of the processes.
+            rows = [site.rows(len(q), places[RECONSTRUCTION] + 1, place) for place in (places[RECONSTRUCTION], places[TRANSITION], 0)]
+            if None not in rows and wanted(site):
+                times, rest = divmod(k.shape[1], len(words))
+                if rest:
+                    raise ValueError(f"attention sees {k.shape[1]} tokens where the text has {len(words)}: another node adds its own; take its patch off the model.")
+                sums.add(*(torch.cat([part[each] for each in rows]) for part in (q, k)), site.heads, words.repeat(times, 1), site.grid)
+            return attend(q, k, v)
+
+        return Hooks(cross_attention=hook)
+
+    return watch

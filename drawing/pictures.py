@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 BACKGROUND, TEXT = "#1e1e1e", "#e6e6e6"
+_HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _CAPTION_WIDTH = 384  # a caption under a narrower picture could not be read
 
 
@@ -19,6 +20,15 @@ def to_pil(image: Tensor) -> Image.Image:
 def to_tensor(picture: Image.Image) -> Tensor:
     """A picture as ``[1,H,W,3]`` float32 in 0..1, the host's IMAGE."""
     return torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
+
+
+def with_heat(picture: Image.Image, heat: Tensor) -> Image.Image:
+    """The picture in grey under a heat map ``[h,w]`` in 0..1, from dark over red to pale yellow."""
+    smooth = torch.nn.functional.interpolate(heat[None, None].float().cpu(), (picture.height, picture.width), mode="bicubic").clamp(0, 1)[0, 0].numpy()
+    levels = np.linspace(0, 1, len(_HEAT))
+    colours = np.stack([np.interp(smooth, levels, channel) for channel in np.array(_HEAT).T], -1)
+    grey = np.asarray(picture.convert("L"), dtype=float)[..., None]
+    return Image.fromarray((0.35 * grey + 0.65 * colours).round().astype(np.uint8))
 
 
 def _font(lines: list[str], width: float, most: float) -> ImageFont.FreeTypeFont:

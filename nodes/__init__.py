@@ -2,9 +2,10 @@
 
 from .bam import BaretBAMEdit
 from .inversion import BaretTTISInversion
+from .maps import BaretAttentionMaps
 from .masactrl import BaretMasaCtrlEdit
-from .prompt_to_prompt import BaretPromptToPromptEdit
 from .metrics import BaretEditMetrics
+from .prompt_to_prompt import BaretPromptToPromptEdit
 from .report import BaretInversionReport
 from .sampler import BaretToSampler
 from .storage import BaretLoadInversion, BaretSaveInversion
@@ -26,6 +27,7 @@ NODES = [
     BaretInversionReport,
     BaretEditMetrics,
     BaretEditSweep,
+    BaretAttentionMaps,
     BaretWorldLoader,
     BaretWorldScene,
 ]

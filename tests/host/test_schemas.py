@@ -14,6 +14,7 @@ CONTRACT = {
     "BaretInversionReport": ("trajectory embeddings", "report text"),
     "BaretEditMetrics": ("source edit mask clip_vision clip text", "captioned report psnr ssim clip_score psnr_inside ssim_inside psnr_outside ssim_outside"),
     "BaretEditSweep": ("model trajectory embeddings vae eta_ranges tau_sa tau_ca cfg passes max_resolution mask auto_mask", "grid edits"),
+    "BaretAttentionMaps": ("model trajectory embeddings clip vae text words tau_sa tau_ca cfg start_percent end_percent resolutions", "maps masks report"),
 }
 DEFAULTS = {
     "BaretTTISInversion": {"steps": 50, "cfg": 7.5, "iterations": 5, "learning_rate": 1e-3, "stop_threshold": 1e-5, "stop_growth": 2e-5, "inversion_text": "target", "step_rule": "adam"},
