@@ -173,7 +173,7 @@ def prompt_to_prompt(
             torch.cat([x, trajectory.latents[i] * schedule.scale(i)]),
             sigma,
             cond=torch.cat([target, embeddings.tuned[i].to(device)]),
-            sharing=Sharing(processes=2, receiver=_EDIT, self_from=_SOURCE, max_tokens=max_tokens) if share else None,
+            sharing=Sharing(processes=2, self_from=(_SOURCE, _SOURCE), max_tokens=max_tokens) if share else None,
             hooks=Hooks(cross_attention=hook),
         )
         return eps_cond[:images], predict(x, sigma, uncond=negative)[1]

@@ -1,4 +1,4 @@
-"""The loop that every edit shares: guided DDIM sampling from an image's own noise."""
+"""What edits share: guided DDIM sampling from an image's own noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .schedule import Schedule, ddim_step, guide
 from .values import Trajectory
 
 Step = Callable[[int, float, Tensor], tuple[Tensor, Tensor]]
-"""``step(i, sigma, x [R,C,h,w])``: ``(eps_cond, eps_uncond)`` of ``x``, or of its first rows: the processes it leaves out end there."""
+"""``step(i, sigma, x [B,C,h,w])``: ``(eps_cond, eps_uncond)`` of the edit."""
 
 
 def injected_steps(tau: float, steps: int, name: str = "tau") -> int:
@@ -42,27 +42,24 @@ def sample_edit(
     step: Step,
     *,
     guidance_scale: float,
-    processes: int = 1,
     blend: Callable[[int, Tensor], Tensor] | None = None,
     mask: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample an edit, and beside it the other ``processes`` that ``step`` goes on with, from ``pivots[0]``.
+    """Sample an edit from ``pivots[0]``.
 
     blend: ``blend(i, z)`` changes the edit ``[B,C,h,w]`` (VP form) that step i arrived at.
     mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept at every step.
     Returns the edit ``[B,C,h,w]``, VP form. Raises NotFinite.
     """
-    schedule, images = trajectory.schedule, trajectory.images
-    z = trajectory.pivots[0].repeat(processes, 1, 1, 1)
+    schedule, z = trajectory.schedule, trajectory.pivots[0]
     for i in range(schedule.steps):
         x = z * schedule.scale(i)
-        eps_cond, eps_uncond = step(i, float(schedule.sigmas[i]), x)
-        z, denoised = guided_step(schedule, i, x[: len(eps_cond)], eps_cond, eps_uncond, guidance_scale)
-        edit = z[:images] if blend is None else blend(i, z[:images])
+        z, denoised = guided_step(schedule, i, x, *step(i, float(schedule.sigmas[i]), x), guidance_scale)
+        if blend is not None:
+            z = blend(i, z)
         if mask is not None:
-            edit = torch.lerp(trajectory.pivots[i + 1], edit, mask)
-        z = torch.cat([edit, z[images:]])
+            z = torch.lerp(trajectory.pivots[i + 1], z, mask)
         if on_step is not None:
-            on_step(i, denoised[:images], edit)
-    return z[:images]
+            on_step(i, denoised, z)
+    return z

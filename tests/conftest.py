@@ -128,6 +128,32 @@ def text():
 
 
 @pytest.fixture(scope="session")
+def clip(text):
+    """As much of a CLIP as the nodes with texts need, over `text`: the first number in a text is the seed of its embedding; 12 tokens."""
+
+    class Clip:
+        vocabulary: dict = {}
+
+        @staticmethod
+        def decode(ids):
+            return next(word for word, i in Clip.vocabulary.items() if i == ids[0])
+
+        def __init__(self):
+            self.tokenizer = SimpleNamespace(clip="clip_l", clip_l=SimpleNamespace(inv_vocab={}, tokenizer=self))
+
+        def tokenize(self, written, return_word_ids=False):
+            ids = [self.vocabulary.setdefault(word, len(self.vocabulary) + 2) for word in written.split()]
+            window = [(0, 1.0, 0), *((i, 1.0, n + 1) for n, i in enumerate(ids)), *[(1, 1.0, 0)] * (11 - len(ids))]
+            return {"l": [window if return_word_ids else [entry[:2] for entry in window]]}
+
+        def encode_from_tokens_scheduled(self, tokens):
+            words = [self.decode([i]) for i, _ in tokens["l"][0] if i > 1]
+            return text(next(int(word) for word in words if word.isdigit()), tokens=12)
+
+    return Clip()
+
+
+@pytest.fixture(scope="session")
 def picture():
     """A LATENT of random pictures by seed, of a size that is not square."""
     import torch

@@ -11,6 +11,13 @@ CONTRACT = {
     "BaretToSampler": ("embeddings trajectory process", "positive negative sigmas latent"),
     "BaretSaveInversion": ("trajectory embeddings filename_prefix", ""),
     "BaretLoadInversion": ("file", "trajectory embeddings"),
+    "BaretInversion": ("model positive negative latent method steps cfg", "trajectory embeddings reconstruction"),
+    "BaretPromptToPromptEdit": (
+        "model clip trajectory embeddings source_text target_text alignment cross_share self_share cfg reweight blend_words blend_threshold "
+        "blend_start word_shares max_resolution mask",
+        "edit mask",
+    ),
+    "BaretMasaCtrlEdit": ("model clip trajectory embeddings target_text start_step first_block cfg foreground_words source_text foreground_threshold mask", "edit"),
     "BaretInversionReport": ("trajectory embeddings", "report text"),
     "BaretEditMetrics": ("source edit mask clip_vision clip text", "captioned report psnr ssim clip_score psnr_inside ssim_inside psnr_outside ssim_outside"),
     "BaretEditSweep": ("model trajectory embeddings vae eta_ranges tau_sa tau_ca cfg passes max_resolution mask auto_mask", "grid edits"),
@@ -18,6 +25,9 @@ CONTRACT = {
 }
 DEFAULTS = {
     "BaretTTISInversion": {"steps": 50, "cfg": 7.5, "iterations": 5, "learning_rate": 1e-3, "stop_threshold": 1e-5, "stop_growth": 2e-5, "inversion_text": "target", "step_rule": "adam"},
+    "BaretInversion": {"method": "direct", "steps": 50, "cfg": 7.5},
+    "BaretPromptToPromptEdit": {"alignment": "refine", "cross_share": 0.4, "self_share": 0.6, "cfg": 7.5, "blend_threshold": 0.3, "blend_start": 0.2, "max_resolution": 32},
+    "BaretMasaCtrlEdit": {"start_step": 4, "first_block": 10, "cfg": 7.5, "foreground_threshold": 0.1},
     "BaretTransitionEmbedding": {"eta_start": 0.8, "eta_end": 0.1},
     "BaretBAMEdit": {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "passes": "conditional", "max_resolution": 0, "auto_mask": 0.0},
 }

@@ -1,0 +1,328 @@
+"""Inversion without tuning, prompt-to-prompt and MasaCtrl as nodes: invariants, costs, masks, combinations and bad input."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+STEPS, CFG = 10, 3.0
+SOURCE, TARGET = "1 a red dog", "2 a red cat"
+METHODS = ["direct", "negative-prompt", "DDIM"]
+
+
+def close(a, b, relative=1e-5):
+    torch.testing.assert_close(a, b, rtol=relative, atol=relative * float(b.abs().max()))
+
+
+@pytest.fixture
+def encode(clip):
+    return lambda written: clip.encode_from_tokens_scheduled(clip.tokenize(written))
+
+
+@pytest.fixture
+def invert(execute, model, encode, text, picture):
+    def call(method="DDIM", source=SOURCE, **inputs):
+        given = {"model": model, "positive": encode(source), "negative": text(9), "latent": picture(), "steps": STEPS, "cfg": CFG, "method": method}
+        return execute("BaretInversion", **{**given, **inputs})
+
+    return call
+
+
+@pytest.fixture
+def p2p(execute, model, clip):
+    def call(trajectory, embeddings, **inputs):
+        given = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "source_text": SOURCE, "target_text": TARGET, "cfg": CFG}
+        edit, mask = execute("BaretPromptToPromptEdit", **{**given, **inputs})
+        return edit["samples"], mask
+
+    return call
+
+
+@pytest.fixture
+def masactrl(execute, model, clip):
+    def call(trajectory, embeddings, **inputs):
+        given = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": TARGET, "cfg": CFG, "first_block": 3, "start_step": 2}
+        return execute("BaretMasaCtrlEdit", **{**given, **inputs})[0]["samples"]
+
+    return call
+
+
+@pytest.fixture
+def counted(model):
+    seen = SimpleNamespace(rows=0)
+
+    def count(module, args):
+        seen.rows += args[0].shape[0]
+
+    handle = model.model.diffusion_model.register_forward_pre_hook(count)
+    yield seen
+    handle.remove()
+
+
+# --- inversion ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_an_inversion_gives(invert, encode, text, picture, method):
+    trajectory, embeddings, reconstruction = invert(method)
+    assert torch.equal(trajectory.pivots[-1], picture()["samples"] * 0.18215)
+    assert torch.equal(embeddings.tuned, encode(SOURCE)[0][0].expand(STEPS, -1, -1, -1))
+    assert torch.equal(embeddings.negative, encode(SOURCE)[0][0] if method == "negative-prompt" else text(9)[0][0])
+    assert trajectory.is_direct == (method == "direct") and embeddings.is_rigid
+    if method == "direct":
+        close(reconstruction["samples"], picture()["samples"])
+        assert not embeddings.losses.any()
+    else:
+        misses = (trajectory.latents[1:] - trajectory.pivots[1:]).square().flatten(2).mean(2)
+        close(embeddings.losses, misses)
+        close(reconstruction["samples"], trajectory.latents[-1] / 0.18215)
+
+
+def test_ddim_is_ttis_without_updates(invert, execute, model, encode, text, picture):
+    trajectory, _, _ = invert("DDIM")
+    same, _, _ = execute("BaretTTISInversion", model=model, positive=encode(SOURCE), negative=text(9), latent=picture(), steps=STEPS, cfg=CFG, iterations=0)
+    close(trajectory.latents, same.latents, 1e-4)
+
+
+@pytest.mark.parametrize(("method", "rows"), zip(METHODS, (1, 2, 3)))
+def test_rows_of_an_inversion(invert, counted, method, rows):
+    invert(method)
+    assert counted.rows == rows * STEPS
+
+
+# --- what must hold whatever the weights ---
+
+
+@pytest.mark.parametrize("method", ["negative-prompt", "DDIM"])
+@pytest.mark.parametrize("inputs", [{}, {"alignment": "replace", "cross_share": 1.0, "self_share": 1.0}, {"blend_words": "dog"}, {"reweight": "dog:1, red:1"}])
+def test_the_same_text_gives_the_source(invert, p2p, masactrl, method, inputs):
+    trajectory, embeddings, reconstruction = invert(method)
+    close(p2p(trajectory, embeddings, target_text=SOURCE, **inputs)[0], reconstruction["samples"], 1e-4)
+    if not inputs:
+        close(masactrl(trajectory, embeddings, target_text=SOURCE), reconstruction["samples"], 1e-4)
+
+
+def test_without_shares_an_edit_is_plain_guided_sampling(invert, p2p, masactrl, execute, model, encode):
+    trajectory, embeddings, _ = invert()
+    (plain,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=encode(TARGET))
+    (plain,) = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=plain, tau_sa=0.0, tau_ca=0.0, cfg=CFG)
+    close(p2p(trajectory, embeddings, cross_share=0.0, self_share=0.0)[0], plain["samples"])
+    close(masactrl(trajectory, embeddings, start_step=STEPS), plain["samples"])
+    close(masactrl(trajectory, embeddings, start_step=STEPS, foreground_words="dog, cat", source_text=SOURCE), plain["samples"])
+
+
+def test_replace_with_full_shares_has_the_sources_maps(pack, invert, p2p, monkeypatch):
+    """Seen at the attention itself: every query and key of the edit is the source's, and nothing of its own maps is left."""
+    module = pack.modules["baret_ops.prompt_to_prompt"]
+    own = []
+    real = module.CrossEdit.at
+    monkeypatch.setattr(module.CrossEdit, "at", lambda self, step, steps: (lambda found: own.append(found) or found)(real(self, step, steps)))
+    trajectory, embeddings, _ = invert()
+    p2p(trajectory, embeddings, alignment="replace", cross_share=1.0, self_share=1.0, max_resolution=0)
+    assert len(own) == STEPS
+    for lent, kept in own:
+        assert torch.equal(lent, torch.eye(12)) and not kept.any()
+
+
+def test_a_weight_of_one_changes_nothing_and_of_zero_takes_the_word_away(pack, invert, p2p, clip, monkeypatch):
+    trajectory, embeddings, _ = invert()
+    everything = {"alignment": "replace", "cross_share": 1.0}
+    plain, _ = p2p(trajectory, embeddings, **everything)
+    assert torch.equal(p2p(trajectory, embeddings, reweight="cat:1", **everything)[0], plain)
+    silent, _ = p2p(trajectory, embeddings, reweight="cat:0", **everything)
+    assert (silent - plain).abs().max() > 1e-3
+
+    # Whatever stands at the word's token then: no difference. With its weight there is one.
+    values = pack.modules["baret_ops.values"].Embeddings
+    real = values.with_target
+
+    def otherwise(self, target, options):
+        target = target.clone()
+        target[:, 4] += 10.0
+        return real(self, target, options)
+
+    monkeypatch.setattr(values, "with_target", otherwise)
+    close(p2p(trajectory, embeddings, reweight="cat:0", **everything)[0], silent)
+    assert (p2p(trajectory, embeddings, **everything)[0] - plain).abs().max() > 1e-3
+
+
+def test_a_words_own_share(invert, p2p):
+    trajectory, embeddings, _ = invert()
+    assert torch.equal(p2p(trajectory, embeddings, word_shares="2:0.4, a:0.4, cat:0.4")[0], p2p(trajectory, embeddings)[0])
+    assert (p2p(trajectory, embeddings, word_shares="a:0.1")[0] - p2p(trajectory, embeddings)[0]).abs().max() > 1e-3
+
+
+def test_a_repeated_image_gives_the_single_run_in_each_row(invert, p2p, masactrl, picture):
+    latent = {"samples": picture()["samples"].repeat(3, 1, 1, 1)}
+    alone, together = invert("direct")[:2], invert("direct", latent=latent)[:2]
+    words = {"source_text": SOURCE, "foreground_words": "dog, cat"}
+    for run in (lambda *of: p2p(*of, blend_words="cat")[0], lambda *of: p2p(*of, blend_words="cat")[1], masactrl, lambda *of: masactrl(*of, **words)):
+        one, three = run(*alone), run(*together)
+        for row in range(3):
+            close(three[row], one[0], 1e-4)
+
+
+@pytest.mark.parametrize("foreground", [{}, {"foreground_words": "dog, cat", "source_text": SOURCE}])
+def test_cond_and_uncond_together_or_apart(invert, p2p, masactrl, monkeypatch, foreground):
+    import comfy.model_patcher
+
+    inversion = invert()[:2]
+    together = p2p(*inversion, blend_words="cat")[0], masactrl(*inversion, **foreground)
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
+    close(p2p(*inversion, blend_words="cat")[0], together[0])
+    close(masactrl(*inversion, **foreground), together[1])
+
+
+# --- costs ---
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rows"),
+    [
+        ({}, 3 * 6 + 2 * 4),  # self_share 0.6 outlasts cross_share 0.4
+        ({"cross_share": 0.2, "self_share": 0.0}, 3 * 2 + 2 * 8),
+        ({"cross_share": 0.2, "self_share": 0.0, "word_shares": "cat:0.3"}, 3 * 2 + 2 * 8),  # refine: the new word has no partner
+        ({"cross_share": 0.0, "self_share": 0.0}, 2 * 10),
+        ({"blend_words": "cat"}, 3 * 10),
+    ],
+)
+def test_rows_of_prompt_to_prompt(invert, p2p, counted, inputs, rows):
+    trajectory, embeddings, _ = invert("direct")
+    counted.rows = 0
+    p2p(trajectory, embeddings, **inputs)
+    assert counted.rows == rows
+
+
+@pytest.mark.parametrize(("inputs", "rows"), [({}, 2 * 2 + 4 * 8), ({"start_step": 10}, 2 * 10), ({"foreground_words": "cat", "source_text": SOURCE}, 4 * 10)])
+def test_rows_of_masactrl(invert, masactrl, counted, inputs, rows):
+    trajectory, embeddings, _ = invert("direct")
+    counted.rows = 0
+    masactrl(trajectory, embeddings, **inputs)
+    assert counted.rows == rows
+
+
+def test_no_map_is_formed_unless_words_are_looked_for(pack, invert, p2p, masactrl, monkeypatch):
+    module = pack.modules["baret_ops.maps"]
+    formed, real = [], module.word_maps
+    monkeypatch.setattr(module, "word_maps", lambda *args: formed.append(1) or real(*args))
+    inversion = invert("direct")[:2]
+    p2p(*inversion, reweight="cat:2", word_shares="a:0.2")
+    masactrl(*inversion)
+    assert formed == []
+    p2p(*inversion, blend_words="cat")
+    assert len(formed) == STEPS * 4 * 3, "four blocks have the coarse grid; the edit's maps are of two parts"
+
+
+# --- masks ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_local_blend_keeps_the_source_outside(invert, p2p, method):
+    trajectory, embeddings, reconstruction = invert(method)
+    edit, mask = p2p(trajectory, embeddings, blend_words="cat", blend_threshold=0.9)
+    assert mask.shape == (1, 64, 96) and set(mask.unique().tolist()) == {0.0, 1.0}
+    outside = mask[:, ::8, ::8] == 0
+    for channel in range(4):
+        close(edit[:, channel][outside], reconstruction["samples"][:, channel][outside])
+    assert (edit - reconstruction["samples"]).abs().max() > 1e-2
+    wide = p2p(trajectory, embeddings, blend_words="cat", blend_threshold=0.1)[1]
+    assert wide.sum() > mask.sum()
+    assert p2p(trajectory, embeddings)[1].min() == 1.0, "without words it may change everywhere"
+
+
+def test_a_mask_keeps_the_pivots_outside(invert, p2p, masactrl, picture):
+    trajectory, embeddings, _ = invert()
+    mask = torch.zeros(1, 64, 96)
+    mask[:, :, 48:] = 1.0
+    edit, changed = p2p(trajectory, embeddings, mask=mask)
+    for each in (edit, masactrl(trajectory, embeddings, mask=mask)):
+        close(each[..., :5], picture()["samples"][..., :5], 1e-6)
+        assert (each[..., 7:] - picture()["samples"][..., 7:]).abs().mean() > 0.05
+    assert changed[..., :40].max() == 0.0 and changed[..., 56:].min() == 1.0
+
+
+def test_foreground_takes_no_content_from_elsewhere(invert, masactrl):
+    trajectory, embeddings, _ = invert("direct")
+    plain = masactrl(trajectory, embeddings)
+    apart = masactrl(trajectory, embeddings, foreground_words="dog, cat", source_text=SOURCE, foreground_threshold=0.5)
+    assert torch.isfinite(apart).all() and (apart - plain).abs().max() > 1e-3
+
+
+# --- on the same wires ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bam_edits_any_inversion(invert, execute, model, encode, method):
+    trajectory, embeddings, reconstruction = invert(method)
+    bam = lambda e, **inputs: execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=e, cfg=CFG, **inputs)[0]["samples"]  # noqa: E731
+    if method != "direct":
+        close(bam(embeddings), reconstruction["samples"])
+    (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=encode(TARGET))
+    assert (bam(moving) - reconstruction["samples"]).abs().max() > 1e-2
+
+
+def test_edits_of_a_tuned_text(execute, model, encode, text, picture, p2p, masactrl):
+    trajectory, embeddings, reconstruction = execute(
+        "BaretTTISInversion", model=model, positive=encode(TARGET), negative=text(9), latent=picture(), steps=STEPS, cfg=CFG, iterations=2, learning_rate=0.05
+    )
+    for each in (p2p(trajectory, embeddings, source_text=TARGET)[0], masactrl(trajectory, embeddings)):
+        assert torch.isfinite(each).all() and (each - reconstruction["samples"]).abs().max() > 1e-3
+
+
+def test_texts_of_other_lengths(invert, p2p, masactrl, execute, encode, text):
+    """A target text that was repeated to a common length with the source's gives what it gives unrepeated."""
+    trajectory, embeddings, _ = invert()
+    twice = replace(embeddings, tuned=embeddings.tuned.repeat(1, 1, 2, 1), target=embeddings.target.repeat(1, 2, 1))
+    close(masactrl(trajectory, twice), masactrl(trajectory, embeddings))
+
+
+def test_stock_samplers_refuse_what_they_cannot_redraw(invert, execute):
+    trajectory, embeddings, _ = invert("direct")
+    with pytest.raises(ValueError, match="Embeddings to Sampler: the trajectory is of direct inversion, which adds back .* choose process target"):
+        execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction")
+    assert execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="target")[2].shape == (STEPS + 1,)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"source_text": "3 another text"}, "Prompt-to-Prompt Edit: source_text is not the text that the picture was inverted with; write the same text"),
+        ({"reweight": "horse:2"}, "Prompt-to-Prompt Edit: 'horse' is not in target_text; its words are: 2 a red cat"),
+        ({"reweight": "cat"}, "Prompt-to-Prompt Edit: reweight holds 'cat'; words and numbers such as"),
+        ({"reweight": "cat:nan"}, "reweight holds 'cat:nan'"),
+        ({"word_shares": "cat:2"}, "Prompt-to-Prompt Edit: cross_share is 2.0; it is a share of the steps"),
+        ({"blend_words": "horse, cat"}, "Prompt-to-Prompt Edit: 'horse' of blend_words is in neither text"),
+        ({"alignment": "replace", "target_text": "2 a cat"}, "Prompt-to-Prompt Edit: source_text has 4 words and target_text 3, and replace exchanges them one for one"),
+        ({"self_share": 1.5}, "self_share is 1.5"),
+        ({"mask": torch.ones(2, 64, 96)}, "Prompt-to-Prompt Edit: 2 masks came for 1 image"),
+    ],
+)
+def test_bad_input_of_prompt_to_prompt(invert, p2p, inputs, sentence):
+    trajectory, embeddings, _ = invert("direct")
+    with pytest.raises(ValueError, match=sentence):
+        p2p(trajectory, embeddings, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"first_block": 10}, "MasaCtrl Edit: first_block is 10 and this model has 7 transformer blocks, 0 to 6; its decoder begins at 3"),
+        ({"foreground_words": "dog", "source_text": "3 a dog"}, "MasaCtrl Edit: source_text is not the text"),
+        ({"foreground_words": "horse", "source_text": SOURCE}, "MasaCtrl Edit: 'horse' of foreground_words is in neither text"),
+    ],
+)
+def test_bad_input_of_masactrl(invert, masactrl, inputs, sentence):
+    trajectory, embeddings, _ = invert("direct")
+    with pytest.raises(ValueError, match=sentence):
+        masactrl(trajectory, embeddings, **inputs)
+
+
+def test_options_that_a_file_lost_are_asked_for(invert, p2p, masactrl):
+    trajectory, embeddings, _ = invert("direct")
+    for call in (p2p, masactrl):
+        with pytest.raises(ValueError, match="were made with control on the conditioning"):
+            call(trajectory, replace(embeddings, missing_positive=("control",)))
