@@ -338,6 +338,112 @@ def test_gradients_through_in_place_changes_are_those_without(make_model, invert
     close(runs[0][1].losses, runs[1][1].losses, 1e-4)
 
 
+class TestPeers:
+    """Inversion without tuning, prompt-to-prompt and MasaCtrl with the same: an edit to the same text is the source, an edit to another is one."""
+
+    @pytest.fixture
+    def peers(self, execute, clip, text, picture, plain):
+        def call(model, options=None, acts=True, images=1):
+            positive = [[text(1, tokens=12)[0][0], options or {}]]
+            given = {"model": model, "positive": positive, "negative": text(2), "latent": picture(images=images), "steps": STEPS, "cfg": CFG}
+            trajectory, embeddings, reconstruction = execute("BaretInversion", **given, method="DDIM")
+            close(reconstruction["samples"], plain(model, trajectory, positive=positive), 1e-4)
+            direct = execute("BaretInversion", **given, method="direct")
+            edits = []
+            for written in ("1 a red dog", "3 a red cat"):
+                common = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": written, "cfg": CFG}
+                words = {"source_text": "1 a red dog"}
+                edits.append(execute("BaretPromptToPromptEdit", **common, **words, blend_words="red")[0]["samples"])
+                edits.append(execute("BaretMasaCtrlEdit", **common, first_block=3, start_step=1)[0]["samples"])
+                common.update(trajectory=direct[0], embeddings=direct[1])
+                execute("BaretMasaCtrlEdit", **common, **words, first_block=3, start_step=1, foreground_words="red")
+            for same in edits[:2]:
+                close(same, reconstruction["samples"], 1e-4)
+            for other in edits[2:]:
+                assert torch.isfinite(other).all() and (other - reconstruction["samples"]).abs().max() > 1e-2
+            return edits[2:]
+
+        return call
+
+    def test_lora(self, make_model, peers, plain):
+        import comfy.sd
+
+        model = make_model()
+        before = plain(model)
+        without = peers(model)
+        patched, _ = comfy.sd.load_lora_for_models(model, None, lora(), 1.0, 0.0)
+        for a, b in zip(peers(patched), without):
+            assert (a - b).abs().max() > 0.01
+        assert torch.equal(plain(model), before), "and the model is as it was"
+
+    def test_lora_on_the_text_by_hooks(self, make_model, peers, plain):
+        import comfy.hooks
+
+        model = make_model()
+        before = plain(model)
+        peers(model, {"hooks": comfy.hooks.create_hook_lora(lora(), 1.0, 0.0)})
+        assert torch.equal(plain(model), before)
+
+    @pytest.mark.parametrize("images", [1, 2])
+    def test_controlnet(self, make_model, peers, images):
+        model, control = make_model(), controlnet(images)
+        peers(model, {"control": control, "control_apply_to_uncond": False}, images=images)
+        assert control.cond_hint is None
+
+    def test_ipadapter_like_attention_replacements(self, make_model, peers):
+        """Where another node has replaced attention, edits act through it and it acts in the edits."""
+        from comfy.ldm.modules.attention import optimized_attention
+
+        model = make_model()
+        without = peers(model)
+        image = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0))
+
+        def replace(q, k, v, extra):
+            tokens = image.repeat(len(q), 1, 1)[..., : q.shape[-1]]
+            return optimized_attention(q, k, v, extra["n_heads"]) + 0.7 * optimized_attention(q, tokens, tokens, extra["n_heads"])
+
+        patched = model.clone()
+        for block in (("input", 1), ("middle", 0), ("output", 0)):
+            patched.set_model_attn2_replace(replace, *block)
+            patched.set_model_attn1_replace(lambda q, k, v, extra: optimized_attention(q, k, v, extra["n_heads"]), *block)
+        for a, b in zip(peers(patched), without):
+            assert (a - b).abs().max() > 0.01
+
+    @pytest.mark.parametrize("kernel", ["attention_pytorch", "attention_split", "attention_basic"])
+    def test_attention_kernels_of_the_host(self, make_model, peers, monkeypatch, kernel):
+        import comfy.ldm.modules.attention as attention
+
+        wanted = peers(make_model())
+        for name in ("optimized_attention", "optimized_attention_masked"):
+            monkeypatch.setattr(attention, name, getattr(attention, kernel))
+        for got, want in zip(peers(make_model()), wanted):
+            close(got, want, 1e-3)
+
+    def test_half_precision(self, make_model, peers, execute, clip, text, picture):
+        model = make_model(dtype=torch.bfloat16)
+        trajectory, embeddings, _ = execute("BaretInversion", model=model, positive=text(1, tokens=12), negative=text(2), latent=picture(), steps=STEPS, cfg=CFG)
+        common = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": "3 a red cat", "source_text": "1 a red dog", "cfg": CFG}
+        for edit in (
+            execute("BaretPromptToPromptEdit", **common, blend_words="red", reweight="cat:2"),
+            execute("BaretMasaCtrlEdit", **common, first_block=3, start_step=1, foreground_words="red"),
+        ):
+            assert torch.isfinite(edit[0]["samples"]).all()
+
+    def test_cancelled_edits_leave_a_clean_model(self, make_model, peers, execute, clip, text, picture, plain):
+        import comfy.model_management
+
+        model = make_model()
+        before, options = plain(model), str(model.model_options)
+        trajectory, embeddings, _ = execute("BaretInversion", model=model, positive=text(1, tokens=12), negative=text(2), latent=picture(), steps=STEPS, cfg=CFG)
+        common = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": "3 a red cat"}
+        for node, inputs in (("BaretPromptToPromptEdit", {"source_text": "1 a red dog"}), ("BaretMasaCtrlEdit", {"first_block": 3})):
+            handle = model.model.diffusion_model.register_forward_pre_hook(lambda module, args: comfy.model_management.interrupt_current_processing())
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                execute(node, **common, **inputs)
+            handle.remove()
+            assert torch.equal(plain(model), before) and str(model.model_options) == options and model.model.current_patcher is None
+
+
 class TestAfterwards:
     """After any run the shared model is as it was: plain sampling before and after is bit-equal."""
 
