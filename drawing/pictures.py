@@ -84,3 +84,16 @@ def grid(corner: Image.Image, columns: list[str], rows: list[str], cells: list[l
         for column, content in enumerate(line, 1):
             place(column, number, content)
     return sheet
+
+
+def labelled(pictures: list[Image.Image], labels: list[str], columns: int) -> Image.Image:
+    """Pictures in rows of ``columns``, all at the first one's size, each with its label under it."""
+    cells = [with_caption(picture.resize(pictures[0].size, Image.Resampling.LANCZOS), [label]) for picture, label in zip(pictures, labels)]
+    width, gap = cells[0].width, max(2, cells[0].width // 64)
+    height = max(cell.height for cell in cells)
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (min(columns, len(cells)) * (width + gap) - gap, rows * (height + gap) - gap), BACKGROUND)
+    for number, cell in enumerate(cells):
+        row, column = divmod(number, columns)
+        sheet.paste(cell, (column * (width + gap), row * (height + gap)))
+    return sheet

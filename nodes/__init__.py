@@ -1,6 +1,7 @@
 """The pack's V3 nodes: schema, checks, one call, output. Their ids and those of inputs and wires are a contract."""
 
 from .bam import BaretBAMEdit
+from .grid import BaretLabelledGrid
 from .inversion import BaretTTISInversion
 from .maps import BaretAttentionMaps
 from .masactrl import BaretMasaCtrlEdit
@@ -28,6 +29,7 @@ NODES = [
     BaretEditMetrics,
     BaretEditSweep,
     BaretAttentionMaps,
+    BaretLabelledGrid,
     BaretWorldLoader,
     BaretWorldScene,
 ]

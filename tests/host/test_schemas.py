@@ -11,6 +11,7 @@ CONTRACT = {
     "BaretToSampler": ("embeddings trajectory process", "positive negative sigmas latent"),
     "BaretSaveInversion": ("trajectory embeddings filename_prefix", ""),
     "BaretLoadInversion": ("file", "trajectory embeddings"),
+    "BaretLabelledGrid": (" ".join(f"image_{n}" for n in range(1, 10)) + " labels columns", "grid"),
     "BaretInversion": ("model positive negative latent method steps cfg", "trajectory embeddings reconstruction"),
     "BaretPromptToPromptEdit": (
         "model clip trajectory embeddings source_text target_text alignment cross_share self_share cfg reweight blend_words blend_threshold "
