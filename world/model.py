@@ -54,12 +54,22 @@ def read(path=WEIGHTS):
     if version != FORMAT:
         found = "holds no BARET world" if version is None else f"is of version {version}"
         raise ValueError(f"{path} {found}, and this pack reads version {FORMAT}; use the file that came with the pack.")
+    if missing := {"vocabulary", "latent_rgb"} - metadata.keys():
+        raise ValueError(f"{path} lacks {' and '.join(sorted(missing))} in its metadata; use the file that came with the pack.")
     return tensors, metadata
 
 
 def _part(tensors, prefix):
     """The tensors whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _require_whole(path, part, weights, module):
+    """Raise ValueError unless `weights` are those of `module`, by name and shape."""
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    odd = sorted(name for name in expected.keys() | weights.keys() if name not in weights or weights[name].shape != expected.get(name))
+    if odd:
+        raise ValueError(f"{path} does not fit: {len(odd)} tensors of its {part} are missing, too many or of another shape, first {odd[0]}; use the file that came with the pack.")
 
 
 # --- MODEL ------------------------------------------------------------------------------------------------------------
@@ -99,6 +109,7 @@ def load_model(path=WEIGHTS, disable_dynamic=False):
     )
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
     model = config.get_model(weights, "")
+    _require_whole(path, "UNet", weights, model.diffusion_model)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=management.unet_offload_device())
     model.load_model_weights(weights, "", assign=patcher.is_dynamic())
@@ -191,6 +202,7 @@ def load_clip(path=WEIGHTS, disable_dynamic=False):
     """The CLIP alone: embeddings (1, 32 * windows, 128)."""
     tensors, metadata = read(path)
     words, weights = json.loads(metadata["vocabulary"]), _part(tensors, "text.")
+    _require_whole(path, "text side", weights, WordTextModel(text_config(len(words) + 2), torch.float16, "meta", comfy.ops.disable_weight_init))
     target = comfy.supported_models_base.ClipTarget(Tokenizer, TextModel)
     target.params = {"tokens": len(words) + 2}
     clip = comfy.sd.CLIP(
@@ -212,7 +224,8 @@ class CodecVAE(comfy.sd.VAE):
     """The host's VAE around the world's codec: pictures (b, h, w, 3) in 0..1 to latents (b, 4, h/8, w/8); sides that are no
     multiple of 8 are cropped as the host does. Tiled encoding and decoding are the host's."""
 
-    def __init__(self, weights, disable_dynamic=False):
+    def __init__(self, path, disable_dynamic=False):
+        weights = _part(read(path)[0], "codec.")
         with _quiet("No VAE weights detected"):  # the host knows no codec of this kind; its defaults are SD1.5's, which fit
             super().__init__(sd={})
         management = comfy.model_management
@@ -225,6 +238,7 @@ class CodecVAE(comfy.sd.VAE):
         management.archive_model_dtypes(self.first_stage_model)
         kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
         self.patcher = kind(self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device())
+        _require_whole(path, "codec", weights, self.first_stage_model)
         self.first_stage_model.load_state_dict(weights, assign=self.patcher.is_dynamic())
         self.model_size()
 
@@ -247,7 +261,7 @@ class _quiet:
 
 def load_vae(path=WEIGHTS, disable_dynamic=False):
     """The VAE alone."""
-    vae = CodecVAE(_part(read(path)[0], "codec."), disable_dynamic)
+    vae = CodecVAE(path, disable_dynamic)
     vae.patcher.cached_patcher_init = (_vae_patcher, (path,))
     return vae
 

@@ -1,5 +1,6 @@
 """The drawn world: it is a MODEL, CLIP and VAE like any other, and edits on it do what their text says."""
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,20 @@ def test_the_codec_keeps_pictures_of_any_size(world, scene):
     assert psnr(world.decode(world.latent(wide)), wide) > 28
 
 
+def test_pictures_of_other_sizes_are_inverted_and_edited(world, invert, execute):
+    picture = torch.rand(1, 99, 137, 3)
+    assert world.decode(world.latent(picture)).shape == (1, 96, 136, 3), "sides that are no multiple of 8 are cropped, as the host does"
+    trajectory, embeddings, _ = invert(picture, "a red dog", steps=2, iterations=1)
+    (edit,) = execute("BaretBAMEdit", model=world.model, trajectory=trajectory, embeddings=embeddings, auto_mask=0.01)
+    assert edit["samples"].shape == (1, 4, 12, 17) and torch.isfinite(edit["samples"]).all()
+
+
+def test_a_text_longer_than_a_window_is_inverted_with(invert, scene):
+    picture, caption, _ = scene(3)
+    trajectory, embeddings, _ = invert(picture, ", ".join([caption] * 5), steps=2, iterations=1)
+    assert embeddings.tuned.shape[2] > 32 and embeddings.tuned.shape[2] % 32 == 0 and torch.isfinite(trajectory.latents).all()
+
+
 def test_stock_text_nodes_work(world):
     plain = world.encode("a red dog")[0][0]
     assert plain.shape[-1] == 128 and torch.isfinite(plain).all()
@@ -97,15 +112,46 @@ def test_a_scene_is_its_seed(scene, execute):
             scene(seed)
 
 
-@pytest.mark.parametrize("damage, sentence", [(lambda b: b[: len(b) // 2], "damaged or cut short"), (lambda b: b.replace(b'"baret_world":"1"', b'"baret_world":"9"'), "version 9")])
-def test_weights_that_do_not_fit_are_refused(pack, host, tmp_path, damage, sentence):
-    from importlib import import_module
+@pytest.fixture
+def broken(pack, tmp_path):
+    """The world's module for loading, and where a damaged file of weights may lie."""
+    return import_module(pack.root.__name__ + ".world.model"), tmp_path / "world.safetensors"
 
-    model = import_module(pack.root.__name__ + ".world.model")
-    broken = tmp_path / "world.safetensors"
-    broken.write_bytes(damage(model.WEIGHTS.read_bytes()))
+
+@pytest.mark.parametrize("damage, sentence", [(lambda b: b[: len(b) // 2], "damaged or cut short"), (lambda b: b.replace(b'"baret_world":"1"', b'"baret_world":"9"'), "version 9")])
+def test_weights_that_do_not_fit_are_refused(broken, damage, sentence):
+    model, path = broken
+    path.write_bytes(damage(model.WEIGHTS.read_bytes()))
     with pytest.raises(ValueError, match=sentence):
-        model.load(broken)
+        model.load(path)
+
+
+@pytest.mark.parametrize("part, name", [("UNet", "unet.out.2.weight"), ("text side", "text.text_model.final_layer_norm.bias"), ("codec", "codec.decoder.0.bias")])
+@pytest.mark.parametrize("change", ["lacks", "has another shape of", "has more than"])
+def test_weights_that_are_not_whole_are_refused(broken, part, name, change):
+    from safetensors.torch import save_file
+
+    model, path = broken
+    tensors, metadata = model.read()
+    tensor = tensors[name] if change == "has more than" else tensors.pop(name)
+    if change != "lacks":
+        tensors[name if change == "has another shape of" else name + "2"] = torch.cat([tensor, tensor])
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=f"1 tensors of its {part} are missing, too many or of another shape, first .*; use the file that came"):
+        model.load(path)
+
+
+def test_weights_without_their_metadata_are_refused(broken):
+    from safetensors.torch import save_file
+
+    model, path = broken
+    tensors, _ = model.read()
+    for metadata, sentence in (({}, "holds no BARET world"), ({"baret_world": model.FORMAT, "latent_rgb": "[]"}, "lacks vocabulary in its metadata")):
+        save_file(tensors, path, metadata)
+        with pytest.raises(ValueError, match=sentence):
+            model.load(path)
+    with pytest.raises(FileNotFoundError, match="weights are missing: there is no file"):
+        model.load(path.with_name("none.safetensors"))
 
 
 class TestEdits:
