@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .predict import Predict
 from .schedule import Schedule, ddim_step, guide
-from .step_rules import StepRule
+from .step_rules import Step, StepRule
 
 OnStep = Callable[[int, Tensor, Tensor], None]
 """Called after each step with its number (from 0), the clean latent predicted there and the noisy one, VP form ``[B,C,h,w]``."""
@@ -105,38 +105,47 @@ def ttis(
     """
     device = pivots.device
     negative = negative.to(device)
-    embedding = target.to(device)
+    embedding, memory = target.to(device), None
     latents, embeddings, losses, updates = [pivots[0]], [], [], []
 
     for i in range(schedule.steps):
         sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
         x = latents[-1] * schedule.scale(i)
-        goal = pivots[i + 1] * schedule.scale(i + 1)
+        goal = (pivots[i + 1] * schedule.scale(i + 1) - x) / (sigma_next - sigma)
         with torch.no_grad():
             eps_uncond = predict(x, sigma, uncond=negative)[1]
 
-        def land(e: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-            """Where the guided step with embeddings ``e [A,T,D]`` takes images ``rows``, in x-form, and the loss of each."""
+        def guided(e: Tensor, rows: list[int]) -> Tensor:
             if skip_finished:
                 eps = predict(x[rows], sigma, cond=e)[0]
             else:
                 eps = predict(x, sigma, cond=embedding.index_copy(0, torch.tensor(rows, device=device), e))[0][rows]
-            x_next = ddim_step(x[rows], guide(eps, eps_uncond[rows], guidance_scale), sigma, sigma_next)
-            error = (x_next - goal[rows]) / schedule.scale(i + 1)
-            return x_next, error.square().flatten(1).mean(1)
+            return guide(eps, eps_uncond[rows], guidance_scale)
 
-        found = rule(land, embedding, stop(i), iterations)
+        found = rule(
+            Step(
+                predict=guided,
+                goal=goal,
+                weight=((sigma_next - sigma) / schedule.scale(i + 1)) ** 2,
+                threshold=stop(i),
+                iterations=iterations,
+            ),
+            embedding,
+            memory,
+        )
         if not (torch.isfinite(found.losses).all() and torch.isfinite(found.embedding).all()):
             raise NotFinite(
                 f"NaN or infinity appeared in the tuning at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
                 "lower learning_rate, or run the model in float32 or bfloat16 (for example --fp32-unet)."
             )
-        embedding = found.embedding
-        latents.append(found.x_next / schedule.scale(i + 1))
+        embedding, memory = found.embedding, found.memory
+        eps = goal + found.residual
+        x_next = ddim_step(x, eps, sigma, sigma_next)
+        latents.append(x_next / schedule.scale(i + 1))
         embeddings.append(embedding)
         losses.append(found.losses)
         updates.append(found.updates)
         if on_step is not None:
-            on_step(i, found.x_next - sigma_next * (found.x_next - x) / (sigma_next - sigma), latents[-1])
+            on_step(i, x - sigma * eps, latents[-1])
 
     return Tuning(torch.stack(latents), torch.stack(embeddings), torch.stack(losses), torch.stack(updates))

@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
                         "are kept (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: 50)")
     parser.add_argument("--cfg", type=float, help="guidance of the inversion and the edit (default: 7.5)")
-    parser.add_argument("--iterations", type=int, help="most updates of the text per step (default: 5)")
+    parser.add_argument("--iterations", type=int, help="most updates of the text per step (default: 1)")
     parser.add_argument("--learning-rate", type=float, help="size of an update (default: 0.001 with a checkpoint, 0.01 without)")
     parser.add_argument("--eta-start", type=float, help="how much of the picture the transition keeps at first (default: 0.8)")
     parser.add_argument("--eta-end", type=float, help="and at the end (default: 0.1)")

@@ -25,7 +25,7 @@ CONTRACT = {
     "BaretAttentionMaps": ("model trajectory embeddings clip vae text words tau_sa tau_ca cfg start_percent end_percent resolutions", "maps masks report"),
 }
 DEFAULTS = {
-    "BaretTTISInversion": {"steps": 50, "cfg": 7.5, "iterations": 5, "learning_rate": 1e-3, "stop_threshold": 1e-5, "stop_growth": 2e-5, "inversion_text": "target", "step_rule": "adam"},
+    "BaretTTISInversion": {"steps": 50, "cfg": 7.5, "iterations": 1, "learning_rate": 1e-3, "stop_threshold": 1e-5, "stop_growth": 2e-5, "inversion_text": "target", "step_rule": "secant"},
     "BaretInversion": {"method": "direct", "steps": 50, "cfg": 7.5},
     "BaretPromptToPromptEdit": {"alignment": "refine", "cross_share": 0.4, "self_share": 0.6, "cfg": 7.5, "blend_threshold": 0.3, "blend_start": 0.2, "max_resolution": 32},
     "BaretMasaCtrlEdit": {"start_step": 4, "first_block": 10, "cfg": 7.5, "foreground_threshold": 0.1},

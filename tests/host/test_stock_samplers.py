@@ -35,10 +35,10 @@ def processes(pack, execute, model):
         step = iter(range(schedule.steps))
 
         class Fixed:
-            def __call__(self, land, embedding, threshold, iterations):
+            def __call__(self, task, embedding, memory):
                 e = embeddings.transition(next(step))
-                x_next, losses = land(e, list(range(e.shape[0])))
-                return pack.modules["baret_ops.step_rules"].Found(e, x_next, losses, torch.zeros(e.shape[0], dtype=torch.int64))
+                r = task.residual(e, list(range(e.shape[0])), gradient=False)
+                return pack.modules["baret_ops.step_rules"].Found(e, r, task.losses(r), torch.zeros(e.shape[0], dtype=torch.int64))
 
         def loop(predict, device):
             return ttis.ttis(predict, trajectory.pivots, embeddings.target, embeddings.negative, schedule, guidance_scale=CFG, rule=Fixed())

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-LEARNING_RATE = 0.01
-
 
 def psnr(a, b, where=None):
     error = (a - b).square().mean(-1)
@@ -49,7 +47,7 @@ def scene(execute):
 @pytest.fixture
 def invert(world, execute):
     def call(picture, text, model=None, **inputs):
-        given = {"model": model or world.model, "positive": world.encode(text), "negative": world.encode(""), "latent": world.latent(picture), "learning_rate": LEARNING_RATE}
+        given = {"model": model or world.model, "positive": world.encode(text), "negative": world.encode(""), "latent": world.latent(picture)}
         return execute("BaretTTISInversion", **{**given, **inputs})
 
     return call
@@ -174,7 +172,7 @@ class TestEdits:
                 key = (seed, text, id(model))
                 if key not in done:
                     positive, negative, latent = world.encode(text), world.encode(""), world.latent(source)
-                    done[key] = nodes["TTISInversion"](model, positive, negative, latent, steps=25, cfg=7.5, iterations=5, learning_rate=LEARNING_RATE).args
+                    done[key] = nodes["TTISInversion"](model, positive, negative, latent, steps=25, cfg=7.5).args
                 trajectory, embeddings, reconstruction = done[key]
                 eta = dials.pop("eta", (0.8, 0.1))
                 (blended,) = nodes["TransitionEmbedding"](embeddings, *eta).args
@@ -215,7 +213,7 @@ class TestEdits:
                 source, _, _ = pack.nodes["BaretWorldScene"].execute(seed).args
                 _, text, _ = pack.nodes["BaretWorldScene"].execute(seed, **change).args
                 inputs = world.model, world.encode(text), world.encode(""), world.latent(source)
-                untuned = pack.nodes["BaretTTISInversion"].execute(*inputs, steps=25, cfg=7.5, iterations=0, learning_rate=LEARNING_RATE).args[2]
+                untuned = pack.nodes["BaretTTISInversion"].execute(*inputs, steps=25, cfg=7.5, iterations=0).args[2]
             gains.append(psnr(tuned.reconstruction, tuned.codec) - psnr(world.decode(untuned), tuned.codec))
         assert self.mean(gains) > 15, f"TTIS must beat guided DDIM by 15 dB: {gains}"
 
