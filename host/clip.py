@@ -1,4 +1,4 @@
-"""Pictures and texts in CLIP's common space, through the host's CLIP_VISION and CLIP; and its tokens."""
+"""Pictures and texts in CLIP's common space, through the host's CLIP_VISION and CLIP."""
 
 from __future__ import annotations
 
@@ -28,13 +28,26 @@ def text_features(clip, text: str, width: int) -> Tensor:
     """
     if not _holds_projection(clip):
         raise ValueError(f"the CLIP's file holds no text projection (SD1.x checkpoints leave it out), so text and pictures cannot be compared; {_FITS}.")
-    pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1]
+    pooled = _projected(clip, text)
     if pooled is None or pooled.shape[-1] != width:
         came = "no pooled text" if pooled is None else f"text {pooled.shape[-1]} wide"
         raise ValueError(f"the CLIP gives {came} and the vision model's embeddings are {width} wide; connect the two halves of one CLIP. {_FITS[0].upper() + _FITS[1:]}.")
     if not torch.isfinite(pooled).all() or not pooled.any():
         raise ValueError(f"the CLIP's text projection is empty, so text and pictures cannot be compared; {_FITS}.")
     return pooled.float()
+
+
+def _projected(clip, text: str) -> Tensor | None:
+    """The pooled text behind the projection, which the host's own encoding leaves out for the CLIP of SD1.x."""
+    tokens, encoder = clip.tokenize(text), clip.cond_stage_model
+    encoder.reset_clip_options()
+    try:
+        encoder.set_clip_options({"projected_pooled": True})
+        clip.load_model(tokens)
+        encoder.set_clip_options({"execution_device": clip.patcher.load_device})
+        return encoder.encode_token_weights(tokens)[1]
+    finally:
+        encoder.reset_clip_options()
 
 
 def _holds_projection(clip) -> bool:

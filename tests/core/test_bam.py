@@ -3,7 +3,7 @@
 import pytest
 import torch
 from baret_ops.auto_mask import auto_mask
-from baret_ops.bam import bam
+from baret_ops.bam import Edits, advance, bam
 from baret_ops.sampling import injected_steps
 from baret_ops.schedule import make_schedule
 from baret_ops.values import Embeddings, ModelFamily, Trajectory
@@ -21,7 +21,7 @@ def mix(x, e, self_x, cross_x, cross_e, sigma):
 class Network:
     rows = 0
 
-    def __call__(self, x, sigma, *, cond=None, uncond=None, sharing=None):
+    def __call__(self, x, sigma, *, cond=None, uncond=None, sharing=None, hooks=None):
         out = []
         for e, conditional in ((cond, True), (uncond, False)):
             if e is None:
@@ -127,7 +127,7 @@ class TestAutoMask:
     """The mask found from the text: white where the target text and the tuned one predict different noise."""
 
     @staticmethod
-    def where_text_acts(x, sigma, *, cond=None, uncond=None, sharing=None):
+    def where_text_acts(x, sigma, *, cond=None, uncond=None, sharing=None, hooks=None):
         """A network in whose right half alone the text matters."""
         right = (torch.arange(x.shape[-1]) >= x.shape[-1] // 2).to(x)
         return tuple(None if e is None else torch.tanh(x) + right * e.mean((1, 2))[:, None, None, None] for e in (cond, uncond))
@@ -163,3 +163,42 @@ class TestAutoMask:
         torch.testing.assert_close(got[1, ..., 5:], free[1, ..., 5:])
         none = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, auto_mask=0.1, mask=torch.zeros(1, 1, 8, 8, dtype=torch.float64))
         assert torch.equal(none, trajectory.pivots[-1])
+
+
+class TestManyEdits:
+    """Edits side by side: each is the one that runs alone, and what they have in common runs once."""
+
+    TAUS = [(0.25, 0.5), (0.5, 0.5), (0.5, 1.0), (0.0, 0.75), (1.0, 0.0)]
+    ETAS = [(0.8, 0.1), (1.0, 1.0), (0.4, 0.0)]
+
+    @pytest.mark.parametrize("both", [False, True])
+    @pytest.mark.parametrize("halt", [0, 3, STEPS])
+    def test_each_is_the_one_alone(self, both, halt):
+        trajectory, embeddings = inversion((1.0, 1.0))
+        mask = torch.linspace(0.2, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4)
+        how = {"guidance_scale": W, "uncond_too": both, "mask": mask}
+        many = [Edits.begin(trajectory, embeddings.with_transition(*eta), self.TAUS) for eta in self.ETAS]
+        many = advance(Network(), trajectory, many, range(halt), **how)
+        many = [advance(Network(), trajectory, [edits], range(halt, STEPS), **how)[0] for edits in many]
+        for eta, edits in zip(self.ETAS, many):
+            for taus, got in zip(self.TAUS, edits.results()):
+                torch.testing.assert_close(got, bam(Network(), trajectory, embeddings.with_transition(*eta), tau_sa=taus[0], tau_ca=taus[1], **how))
+
+    def test_what_is_common_runs_once(self):
+        trajectory, embeddings = inversion((0.8, 0.1))
+        many = [Edits.begin(trajectory, embeddings.with_transition(*eta), [(0.25, 0.5), (0.5, 0.5)]) for eta in ((0.8, 0.1), (0.6, 0.1))]
+        network = Network()
+        advance(network, trajectory, many, range(STEPS), guidance_scale=W)
+        # One reconstruction for half of the steps; for each eta a transition for half of them, and edits that are one for a quarter.
+        assert network.rows == B * (STEPS // 2 + 2 * 2 * (STEPS // 2 + STEPS // 4 + 2 * (3 * STEPS // 4)))
+
+    def test_watching_runs_both_lenders_at_every_step(self):
+        trajectory, embeddings = inversion((0.8, 0.1))
+        seen = []
+        for each, guided in ((embeddings, 2), (embeddings.with_transition(1.0, 1.0), 1)):
+            network = Network()
+            got = bam(network, trajectory, each, guidance_scale=W, watch=lambda step, places: seen.append((step, *places.values())))
+            torch.testing.assert_close(got, bam(Network(), trajectory, each, guidance_scale=W))
+            assert network.rows == B * STEPS * (2 * guided + 1)
+            assert seen == [(step, guided, 1) for step in range(STEPS)]
+            seen.clear()

@@ -1,0 +1,389 @@
+"""The nodes to look with, inside the host: reports, metrics, sweeps, maps."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+STEPS = 10
+SCENE = 14
+TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
+
+
+@pytest.fixture(scope="module")
+def world(pack, host):
+    """The drawn world with one of its scenes inverted."""
+    with torch.inference_mode():
+        model, clip, vae = pack.nodes["BaretWorldLoader"].execute().args
+        picture, _, mask = pack.nodes["BaretWorldScene"].execute(SCENE).args
+        positive, negative = (host.nodes.CLIPTextEncode().encode(clip, text)[0] for text in (TEXT, ""))
+        latent = host.nodes.VAEEncode().encode(vae, picture)[0]
+        trajectory, embeddings, _ = pack.nodes["BaretTTISInversion"].execute(model, positive, negative, latent, steps=STEPS, cfg=7.5, iterations=2, learning_rate=0.01).args
+        (moving,) = pack.nodes["BaretTransitionEmbedding"].execute(embeddings, 0.8, 0.1).args
+
+    def decode(latent):
+        with torch.inference_mode():
+            return host.nodes.VAEDecode().decode(vae, latent)[0]
+
+    return SimpleNamespace(model=model, clip=clip, vae=vae, picture=picture, mask=mask, trajectory=trajectory, embeddings=embeddings, moving=moving, decode=decode)
+
+
+@pytest.fixture
+def shown():
+    """Values, totals and previews that reach the host's progress bar."""
+    import comfy.utils
+
+    seen = []
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total, preview)))
+    yield seen
+    comfy.utils.set_progress_bar_global_hook(before)
+
+
+def colours(image):
+    return len(torch.unique((image * 255).round().byte().flatten(0, -2), dim=0))
+
+
+class TestInversionReport:
+    def test_numbers_and_picture(self, execute, world):
+        picture, text = execute("BaretInversionReport", trajectory=world.trajectory, embeddings=world.embeddings)
+        assert picture.shape[0] == 1 and picture.shape[-1] == 3 and colours(picture) > 50
+        losses, updates = world.embeddings.losses[:, 0], world.embeddings.updates[:, 0]
+        error = (world.trajectory.latents[-1] - world.trajectory.pivots[-1]).square().mean()
+        decibels = 10 * torch.log10(world.trajectory.pivots[-1].square().mean() / error)
+        assert f"reconstruction {decibels:.1f} dB (loss {error:.3g}), {updates.sum()} updates, at most 2 a step" in text
+        table = [line.split() for line in text.split("\n")[3:]]
+        assert [int(row[0]) for row in table] == list(range(STEPS)) and [int(row[4]) for row in table] == updates.tolist()
+        assert [float(row[3]) for row in table] == pytest.approx(losses.tolist(), rel=1e-3)
+        assert [float(row[2]) for row in table] == pytest.approx([1e-5 + 2e-5 * i for i in range(STEPS)], rel=1e-2)
+
+    def test_one_line_per_image(self, execute, model, text, picture):
+        trajectory, embeddings, _ = execute("BaretTTISInversion", model=model, positive=text(1), negative=text(2), latent=picture(images=10), steps=3, iterations=1)
+        drawn, report = execute("BaretInversionReport", trajectory=trajectory, embeddings=embeddings)
+        assert [line.split(":")[0] for line in report.split("\n")[:10]] == [f"picture {b}" for b in range(1, 11)]
+        assert drawn.shape == execute("BaretInversionReport", trajectory=trajectory, embeddings=embeddings)[0].shape
+
+    def test_of_a_file_without_thresholds_and_of_a_perfect_inversion(self, execute, world):
+        old = replace(world.embeddings, thresholds=None)
+        picture, text = execute("BaretInversionReport", trajectory=world.trajectory, embeddings=old)
+        assert colours(picture) > 50 and "threshold" not in text
+        perfect = replace(world.trajectory, latents=world.trajectory.pivots)
+        assert "reconstruction inf dB" in execute("BaretInversionReport", trajectory=perfect, embeddings=replace(old, losses=0 * old.losses))[1]
+
+    def test_without_the_plotting_library(self, execute, world, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+        with pytest.raises(ValueError, match="Inversion Report: the picture is drawn with matplotlib, which cannot be imported .*requirements.txt"):
+            execute("BaretInversionReport", trajectory=world.trajectory, embeddings=world.embeddings)
+
+
+METRICS = "captioned report psnr ssim clip_score psnr_inside ssim_inside psnr_outside ssim_outside".split()
+
+
+@pytest.fixture
+def measure(execute):
+    return lambda **inputs: SimpleNamespace(**dict(zip(METRICS, execute("BaretEditMetrics", **inputs))))
+
+
+class TestEditMetrics:
+    def test_inside_and_outside(self, measure, world):
+        changed = world.picture * (1 - world.mask[..., None])
+        got = measure(source=world.picture, edit=changed, mask=world.mask.round())
+        assert got.psnr_inside < got.psnr < got.psnr_outside and got.ssim_inside < got.ssim < got.ssim_outside
+        inside = world.mask.round() > 0
+        error = (world.picture - changed).square().mean(-1)
+        assert got.psnr_inside == pytest.approx(float(-10 * torch.log10(error[inside].mean())), abs=1e-3)
+        assert got.clip_score != got.clip_score and "CLIPScore" not in got.report
+        assert re.fullmatch(r"picture 1: PSNR [\d.]+ dB, SSIM [\d.]+, inside: PSNR .*, outside: PSNR .*", got.report)
+
+    def test_without_a_mask_and_equal(self, measure, world):
+        got = measure(source=world.picture, edit=world.picture)
+        assert got.psnr == float("inf") and got.ssim == pytest.approx(1.0)
+        assert all(getattr(got, name) != getattr(got, name) for name in METRICS[5:])
+
+    def test_the_caption_lies_under_the_picture(self, measure, world):
+        got = measure(source=world.picture, edit=world.picture)
+        assert got.captioned.shape[2] == 384 and got.captioned.shape[1] > 384, "a small picture is enlarged, so that the caption can be read"
+        assert colours(got.captioned[:, 390:]) > 5
+        wide = torch.rand(1, 64, 1000, 3)
+        assert measure(source=wide, edit=wide).captioned.shape[2] == 1000
+
+    def test_batches(self, measure, world):
+        noisy = (world.picture + 0.1 * torch.randn(2, 128, 128, 3)).clamp(0, 1)
+        together = measure(source=world.picture, edit=noisy, mask=world.mask)
+        apart = [measure(source=world.picture, edit=each[None], mask=world.mask) for each in noisy]
+        for name in ("psnr", "ssim", "psnr_inside", "ssim_outside"):
+            assert getattr(together, name) == pytest.approx(sum(getattr(each, name) for each in apart) / 2, abs=1e-4)
+        assert together.captioned.shape[0] == 2 and together.report.count("picture") == 2
+        with pytest.raises(ValueError, match=r"Edit Metrics: 2 source pictures came for 3 edit\(s\)"):
+            measure(source=noisy, edit=torch.rand(3, 128, 128, 3))
+
+    def test_what_the_vae_cuts_off(self, measure, world, host):
+        """The host's VAE crops a picture to multiples of 8; the rest is compared where it lies."""
+        big = torch.rand(1, 133, 143, 3)
+        with torch.inference_mode():
+            seen = []
+            encode = world.vae.first_stage_model.encode
+            world.vae.first_stage_model.encode = lambda pixels, *a, **k: (seen.append(pixels), encode(pixels, *a, **k))[1]
+            try:
+                host.nodes.VAEEncode().encode(world.vae, big)
+            finally:
+                del world.vae.first_stage_model.encode
+        kept = (seen[0].movedim(1, -1).float() + 1) / 2 if seen[0].min() < 0 else seen[0].movedim(1, -1).float()
+        assert kept.shape == (1, 128, 136, 3)
+        assert measure(source=big, edit=kept, mask=torch.ones(1, 133, 143)).psnr > 100
+        with pytest.raises(ValueError, match="Edit Metrics: the source is 143x133 and the edit 128x128 pixels; connect the picture as it went into VAE Encode"):
+            measure(source=big, edit=torch.rand(1, 128, 128, 3))
+
+
+class TestClipScore:
+    """The host's own CLIP classes against transformers' on the same small weights, in the keys of real files."""
+
+    WIDTH = 64
+    LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "hidden_size": WIDTH}
+
+    @pytest.fixture(scope="class")
+    def peers(self):
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        torch.manual_seed(0)
+        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**self.LAYERS, image_size=224, patch_size=32, hidden_act="quick_gelu", projection_dim=self.WIDTH))
+        text = CLIPTextModelWithProjection(CLIPTextConfig(**self.LAYERS, projection_dim=self.WIDTH, eos_token_id=49407))
+        return vision.eval(), text.half().float().eval()  # the host holds the text side in 16 bit
+
+    @pytest.fixture(scope="class")
+    def models(self, host, peers, tmp_path_factory):
+        """The host's vision model, and its loader of text models with or without their projection, on those weights."""
+        import comfy.clip_vision
+        import comfy.sd
+        import comfy.sd1_clip
+        from safetensors.torch import save_file
+
+        stored = [{name: weight.detach().contiguous() for name, weight in peer.state_dict().items() if "position_ids" not in name} for peer in peers]
+        with torch.inference_mode():
+            vision = comfy.clip_vision.ClipVisionModel({**self.LAYERS, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "num_channels": 3, "projection_dim": self.WIDTH, "model_type": "clip_vision_model"})
+            assert vision.load_sd(dict(stored[0])).missing_keys == []
+
+        small = {**self.LAYERS, "hidden_act": "quick_gelu", "max_position_embeddings": 77, "eos_token_id": 49407, "vocab_size": 49408}
+        make = comfy.sd1_clip.SDClipModel.__init__
+
+        def load(projection=True):
+            path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"
+            save_file({name: weight for name, weight in stored[1].items() if projection or "text_projection" not in name}, path)
+            with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(comfy.sd1_clip.SDClipModel, "__init__", lambda self, **given: make(self, **{**given, "textmodel_json_config": small}))
+                return comfy.sd.load_clip([str(path)])
+
+        return SimpleNamespace(vision=vision, load=load)
+
+    def test_is_the_formula_on_the_same_weights(self, measure, models, peers, world):
+        from comfy.clip_model import clip_preprocess
+
+        clip, edits = models.load(), torch.cat([world.picture.flip(2), torch.rand(3, 128, 128, 3)])
+        scores = []
+        for text in (TEXT, "a photo", "(red:1.3) cat on a wall"):
+            got = measure(source=world.picture, edit=edits, clip=clip, clip_vision=models.vision, text=text)
+            tokens = torch.tensor([[token for token, _ in clip.tokenize(text)["l"][0]]])
+            with torch.no_grad():
+                seen, read = peers[0](clip_preprocess(edits).float()).image_embeds, peers[1](tokens).text_embeds
+            wanted = (2.5 * torch.cosine_similarity(seen, read)).clamp_min(0)
+            assert got.clip_score == pytest.approx(float(wanted.mean()), abs=2e-4)
+            written = [float(score) for score in re.findall(r"CLIPScore ([\d.]+) \(source", got.report)]
+            assert written == pytest.approx(wanted.tolist(), abs=1e-3)
+            scores += written
+        assert len(set(scores)) > 3 and max(scores) > 0.05, "for this test to mean anything"
+
+    def test_the_clip_is_left_as_it_was(self, measure, models, world):
+        clip = models.load()
+        before = clip.encode_from_tokens(clip.tokenize(TEXT), return_pooled=True)
+        measure(source=world.picture, edit=world.picture, clip=clip, clip_vision=models.vision, text=TEXT)
+        after = clip.encode_from_tokens(clip.tokenize(TEXT), return_pooled=True)
+        assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+    def test_a_clip_without_projection(self, measure, models, world):
+        clip = models.load(projection=False)
+        if getattr(clip.patcher, "cached_patcher_init", None) is None:
+            pytest.skip("this host does not tell which file a CLIP is of")
+        with pytest.raises(ValueError, match="Edit Metrics: the CLIP's file holds no text projection .*Load CLIP with clip_l.safetensors"):
+            measure(source=world.picture, edit=world.picture, clip=clip, clip_vision=models.vision, text=TEXT)
+
+    def test_halves_of_different_clips(self, measure, models, world):
+        with pytest.raises(ValueError, match="the CLIP gives text 128 wide and the vision model's embeddings are 64 wide; connect the two halves of one CLIP"):
+            measure(source=world.picture, edit=world.picture, clip=world.clip, clip_vision=models.vision, text=TEXT)
+        other = SimpleNamespace(model_type="siglip_vision_model")
+        with pytest.raises(ValueError, match="clip_vision is a siglip_vision_model; CLIPScore is measured with a CLIP vision model"):
+            measure(source=world.picture, edit=world.picture, clip=models.load(), clip_vision=other, text=TEXT)
+
+    @pytest.mark.parametrize("given, missing", [(("clip",), "clip_vision and text"), (("clip", "text"), "clip_vision"), (("clip_vision", "clip"), "text")])
+    def test_a_part_that_is_missing(self, measure, models, world, given, missing):
+        inputs = {name: value for name, value in {"clip": world.clip, "clip_vision": models.vision, "text": TEXT}.items() if name in given}
+        with pytest.raises(ValueError, match=f"Edit Metrics: CLIPScore needs clip, clip_vision and text, and {missing} came empty"):
+            measure(source=world.picture, edit=world.picture, **inputs)
+
+
+class TestEditSweep:
+    ETAS = ((1.0, 1.0), (0.8, 0.1))
+
+    @pytest.fixture
+    def sweep(self, execute, world):
+        given = {"model": world.model, "trajectory": world.trajectory, "embeddings": world.moving, "vae": world.vae, "eta_ranges": "1, 0.8-0.1", "tau_sa": "0.2, 0.5"}
+        return lambda **inputs: execute("BaretEditSweep", **{**given, **inputs})
+
+    @pytest.mark.parametrize("inputs", [{"tau_ca": (0.6, 0.3)}, {"passes": "both", "cfg": 3.0}, {"mask": True, "auto_mask": 0.02}, {"tau_sa": (0.0,)}])
+    def test_each_cell_is_the_single_edit(self, sweep, execute, world, inputs):
+        taus = {"tau_sa": (0.2, 0.5), "tau_ca": (0.6,)} | {name: value for name, value in inputs.items() if name.startswith("tau")}
+        how = {name: world.mask if name == "mask" else value for name, value in inputs.items() if not name.startswith("tau")}
+        _, edits = sweep(**how, **{name: ", ".join(map(str, values)) for name, values in taus.items()})
+        cells = iter(edits)
+        for start, end in self.ETAS:
+            (moving,) = execute("BaretTransitionEmbedding", embeddings=world.embeddings, eta_start=start, eta_end=end)
+            for tau_ca in taus["tau_ca"]:
+                for tau_sa in taus["tau_sa"]:
+                    (edit,) = execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=moving, tau_sa=tau_sa, tau_ca=tau_ca, **how)
+                    torch.testing.assert_close(next(cells), world.decode(edit)[0], rtol=0, atol=1e-3)
+        assert next(cells, None) is None
+
+    def test_the_grid_holds_the_cells_and_the_source(self, sweep, world):
+        grid, edits = sweep()
+        side, gap = 128, 2
+        assert grid.shape == (1, 3 * (side + gap) - gap, 3 * (side + gap) - gap, 3)
+        for number, edit in enumerate(edits):
+            row, column = 1 + number // 2, 1 + number % 2
+            cell = grid[0, row * (side + gap) :, column * (side + gap) :][:side, :side]
+            torch.testing.assert_close(cell, edit, rtol=0, atol=0.01)
+        assert colours(grid[:, :side, :side]) > 100 and colours(grid[:, :side, side + gap : 2 * side]) > 3, "the source and a label"
+
+    def test_four_by_five_costs_little_more_than_ten_edits(self, sweep, execute, world):
+        rows = []
+        handle = world.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+        try:
+            sweep(eta_ranges="0.9-0.1, 0.8-0.1, 0.7-0.1, 0.6-0.1", tau_sa="0.1, 0.2, 0.3, 0.4, 0.5")
+            shared = sum(rows)
+            rows.clear()
+            execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=world.moving)
+        finally:
+            handle.remove()
+        # Five steps of one reconstruction; for each eta six of the transition, one edit until the first tau and then one more with each.
+        assert shared == 5 + 4 * 2 * (6 + 1 + 2 + 3 + 4 + 5 + 5 * 5)
+        assert shared < 20 * sum(rows) * 0.6
+
+    def test_cells_appear_as_they_finish(self, sweep, shown):
+        grid, _ = sweep()
+        values = [value for value, _, _ in shown]
+        assert values == sorted(values) and shown[-1][:2] == (5 + 2 * 5, 5 + 2 * 5)
+        sheets = [preview[1] for _, _, preview in shown if preview]
+        assert len(sheets) == 1 + len(self.ETAS)
+        empty = [sum(row.getpixel((x, y)) == (0x2B, 0x2B, 0x2B) for x in (190, 320) for y in (190, 320)) for row in sheets]
+        assert empty == [4, 2, 0]
+
+    def test_a_batch_makes_a_grid_each(self, execute, world, model, text, picture):
+        trajectory, embeddings, _ = execute("BaretTTISInversion", model=model, positive=text(1), negative=text(2), latent=picture(images=2), steps=4, iterations=1)
+        both, edits = execute("BaretEditSweep", model=model, trajectory=trajectory, embeddings=embeddings, vae=world.vae, eta_ranges="0.8-0.1", tau_sa="0.25, 0.5")
+        assert both.shape[0] == 2 and edits.shape[0] == 4
+        for image in range(2):
+            one = replace(trajectory, pivots=trajectory.pivots[:, image : image + 1], latents=trajectory.latents[:, image : image + 1])
+            parts = {name: getattr(embeddings, name)[:, image : image + 1] for name in ("tuned", "losses", "updates")}
+            alone = replace(embeddings, **parts, target=embeddings.target[image : image + 1], negative=embeddings.negative[image : image + 1])
+            _, cells = execute("BaretEditSweep", model=model, trajectory=one, embeddings=alone, vae=world.vae, eta_ranges="0.8-0.1", tau_sa="0.25, 0.5")
+            torch.testing.assert_close(edits[2 * image : 2 * image + 2], cells, rtol=0, atol=1e-3)
+
+    def test_what_does_not_fit(self, sweep, world):
+        for inputs, sentence in (
+            ({"eta_ranges": "high"}, "eta_ranges has 'high'; numbers from 0 to 1"), ({"tau_sa": ""}, "tau_sa is empty"), ({"tau_ca": "0.2, 7"}, "tau_ca has 7"),
+            ({"embeddings": replace(world.embeddings, missing_positive=("control",))}, "the embeddings were made with control"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="Edit Sweep: " + sentence):
+                sweep(**inputs)
+
+
+class TestAttentionMaps:
+    @pytest.fixture
+    def maps(self, execute, world):
+        given = {"model": world.model, "trajectory": world.trajectory, "embeddings": world.moving, "clip": world.clip, "vae": world.vae, "text": TEXT}
+        return lambda **inputs: execute("BaretAttentionMaps", **{**given, **inputs})
+
+    @staticmethod
+    def numbers(report):
+        """Means by word and process."""
+        lines = [re.fullmatch(r"picture 1, (.*) \(token .*?\): (.*)", line) for line in report.split("\n")]
+        return {line[1]: {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+) \(most", line[2])} for line in lines}
+
+    def test_heat_is_where_the_thing_is(self, maps, world):
+        sheet, masks, report = maps(words="dog")
+        assert sheet.shape[-1] == 3 and masks.shape == (1, 128, 128) and float(masks.max()) <= 1.0
+        inside = (masks * world.mask).sum() / world.mask.sum()
+        outside = (masks * (1 - world.mask)).sum() / (1 - world.mask).sum()
+        assert inside > 3 * outside, (inside, outside)
+
+    @pytest.mark.parametrize("span", [(0.0, 1.0), (0.3, 0.6)])
+    def test_is_the_softmax_written_out(self, maps, world, pack, span):
+        """The reconstruction's map of two tokens, from the model's own queries and keys at its latents and texts."""
+        _, _, report = maps(words="blue dog", start_percent=span[0], end_percent=span[1])
+        model, run, found = world.model.clone(), pack.modules["host.run"], []
+
+        def attention(q, k, v, extra):
+            from comfy.ldm.modules.attention import optimized_attention
+
+            rows, heads = q.shape[0], extra["n_heads"]
+            one, two = (t.reshape(rows, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k))
+            weights = torch.softmax(one @ two.transpose(-1, -2) / one.shape[-1] ** 0.5, -1).mean(1)
+            if tuple(extra["activations_shape"][-2:]) == (8, 8):
+                found.append(weights[..., 2:4].sum(-1))
+            return optimized_attention(q, k, v, heads)
+
+        for block in [("input", n) for n in range(8)] + [("middle", 0)] + [("output", n) for n in range(8)]:
+            model.set_model_attn2_replace(attention, *block)
+        trajectory, embeddings = world.trajectory, world.moving
+        steps = range(int(span[0] * STEPS + 0.5), int(span[1] * STEPS + 0.5))
+
+        def loop(predict, device):
+            for i in steps:
+                predict(trajectory.latents[i] * trajectory.schedule.scale(i), float(trajectory.schedule.sigmas[i]), cond=embeddings.tuned[i])
+
+        with torch.inference_mode():
+            run.sample(model, loop, positive=(embeddings.target, {}), negative=(embeddings.negative, {}), rows=1, shape=trajectory.pivots.shape[2:], schedule=trajectory.schedule)
+        assert len(found) >= 2 * len(steps)
+        assert self.numbers(report)["blue dog"]["reconstruction"] == pytest.approx(float(torch.stack(found).mean()), abs=2e-4)
+
+    def test_the_edit_looks_where_the_transition_does_while_it_borrows(self, maps):
+        for tau_ca, same in ((1.0, True), (0.0, False)):
+            numbers = self.numbers(maps(words="lying, tree", tau_ca=tau_ca)[2])
+            assert all((n["edit"] == n["transition"]) == same for n in numbers.values())
+            assert any(n["reconstruction"] != n["transition"] for n in numbers.values())
+
+    def test_all_words_and_weighted_ones(self, maps):
+        every = self.numbers(maps()[2])
+        assert list(every) == ["a", "blue", "dog", "lying", "in", "the", "snow", "middle", "facing", "left", "sun", "tree"]
+        assert self.numbers(maps(words="(dog:1.4), sun")[2]) == {word: every[word] for word in ("dog", "sun")}
+
+    def test_of_a_rigid_edit(self, maps, world):
+        numbers = self.numbers(maps(words="dog", embeddings=world.embeddings)[2])["dog"]
+        assert numbers["transition"] == numbers["reconstruction"]
+
+    def test_resolutions(self, maps):
+        fine, coarse, every = (self.numbers(maps(words="dog", resolutions=each)[2])["dog"]["reconstruction"] for each in ("16", "8", "all"))
+        assert fine != coarse and min(fine, coarse) < every < max(fine, coarse)
+        assert self.numbers(maps(words="dog", resolutions="16, 8")[2])["dog"]["reconstruction"] == every
+
+    @pytest.mark.parametrize(
+        "inputs, sentence",
+        [
+            ({"words": "dog, cat"}, "'cat' is not in text; its words are: a blue dog lying in the snow middle facing left sun tree"),
+            ({"text": "a red dog"}, "text is not the text that the picture was inverted with"),
+            ({"resolutions": "17"}, "resolutions has '17' and the grids of this picture are 16x16, 8x8; name widths of these"),
+            ({"resolutions": "fine"}, "resolutions has 'fine'; coarse, all, or widths"),
+            ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent 0.5 to end_percent 0.5 of 10 steps leaves none"),
+        ],
+    )
+    def test_what_does_not_fit(self, maps, inputs, sentence):
+        with pytest.raises(ValueError, match="Attention Maps: " + sentence):
+            maps(**inputs)
+
+    def test_the_model_is_left_as_it_was(self, maps, execute, world):
+        edit = lambda: execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=world.moving)[0]["samples"]  # noqa: E731
+        before = edit()
+        maps(words="dog")
+        with pytest.raises(ValueError):
+            maps(words="dog", resolutions="17")
+        assert torch.equal(edit(), before) and not world.model.model_options["transformer_options"].get("patches_replace")

@@ -1,0 +1,70 @@
+"""The nodes to look with, on the drawn world through the real server."""
+
+import io
+
+import comfy_server
+import pytest
+from PIL import Image
+
+TTIS, MOVING, BAM = "BaretTTISInversion", "BaretTransitionEmbedding", "BaretBAMEdit"
+
+
+@pytest.fixture
+def graph(example):
+    """The drawn world's workflow with all four nodes behind its stages."""
+    graph = example("baret_drawn_world")
+    ttis, world = graph.id(TTIS), graph.id("BaretWorldLoader")
+    inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
+    text = graph[graph.inputs(TTIS)["positive"][0]]["inputs"]["text"]
+    graph.add("BaretInversionReport", **inversion)
+    graph.add("BaretEditSweep", model=[world, 0], vae=[world, 2], **inversion, eta_ranges="1, 0.8-0.1", tau_sa="0.25, 0.5", tau_ca="0.6", cfg=7.5)
+    maps = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "start_percent": 0.0, "end_percent": 1.0}
+    graph.add(
+        "BaretAttentionMaps", model=[world, 0], clip=[world, 1], vae=[world, 2], trajectory=[ttis, 0], embeddings=[graph.id(MOVING), 0], text=text, words="dog, lying", **maps
+    )  # fmt: skip
+    edit = next(id for id, node in graph.items() if node["class_type"] == "VAEDecode" and node["inputs"]["samples"][0] == graph.id(BAM))
+    scene = graph.id("BaretWorldScene")
+    graph.add("BaretEditMetrics", source=[scene, 0], edit=[edit, 0], mask=[scene, 2], text="")
+    return graph
+
+
+LOOKS = ("BaretInversionReport", "BaretEditSweep", "BaretAttentionMaps", "BaretEditMetrics")
+
+
+def test_each_shows_its_picture_in_the_node_and_is_cached(client, graph):
+    run = client.run(graph)
+    sizes = {}
+    for node in LOOKS:
+        (entry,) = run.outputs[graph.id(node)]["images"]
+        assert entry["type"] == "temp"
+        sizes[node] = Image.open(io.BytesIO(client.view(entry))).size
+    assert sizes["BaretEditSweep"] == (388, 388) and sizes["BaretEditMetrics"][0] == 384
+    again = client.run(graph)
+    assert (again.executed, again.cached) == ([], set(graph))
+
+    graph.inputs("BaretAttentionMaps")["words"] = "tree"
+    graph.inputs("BaretEditSweep")["tau_sa"] = "0.25"
+    run = client.run(graph)
+    assert graph.id(TTIS) in run.cached and {graph.id("BaretAttentionMaps"), graph.id("BaretEditSweep")} <= set(run.executed)
+
+
+def test_cells_of_a_sweep_appear_while_it_runs(client, graph):
+    graph.inputs("BaretEditSweep")["cfg"] = 6.0
+    node = graph.id("BaretEditSweep")
+    run = client.run(graph)
+    sheets = [Image.open(io.BytesIO(preview.image)) for preview in run.previews if preview.node_id == node]
+    assert len(sheets) == 3 and all(sheet.size == sheets[0].size for sheet in sheets)
+    values = [value for value, _ in run.progress(node)]
+    assert values == sorted(values) and run.progress(node)[-1] == (6, 6)
+
+
+@pytest.mark.parametrize("node, name, value, sentence", [
+    ("BaretAttentionMaps", "words", "cat", "Attention Maps: 'cat' is not in text; its words are: a blue dog lying"),
+    ("BaretEditSweep", "eta_ranges", "0.8-", "Edit Sweep: eta_ranges has '0.8-'"),
+    ("BaretEditMetrics", "clip", "world", "Edit Metrics: CLIPScore needs clip, clip_vision and text"),
+])
+def test_what_does_not_fit_is_said_in_a_sentence(client, graph, node, name, value, sentence):
+    graph.inputs(node)[name] = [graph.id("BaretWorldLoader"), 1] if value == "world" else value
+    with pytest.raises(comfy_server.ExecutionFailed) as caught:
+        client.run(graph)
+    assert caught.value.node_id == graph.id(node) and caught.value.message.startswith(sentence)
