@@ -11,14 +11,15 @@ TTIS, MOVING, BAM = "BaretTTISInversion", "BaretTransitionEmbedding", "BaretBAME
 
 @pytest.fixture
 def graph(example):
-    """The drawn world's workflow with all four nodes behind its stages."""
-    graph = example("baret_drawn_world")
+    """The first template with all four nodes behind its stages."""
+    graph = example("baret_edit")
     ttis, world = graph.id(TTIS), graph.id("BaretWorldLoader")
     inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
     text = graph[graph.inputs(TTIS)["positive"][0]]["inputs"]["text"]
+    dials = {name: graph.inputs(BAM)[name] for name in ("cfg", "passes", "max_resolution", "auto_mask")}
     graph.add("BaretInversionReport", **inversion)
-    graph.add("BaretEditSweep", model=[world, 0], vae=[world, 2], **inversion, eta_ranges="1, 0.8-0.1", tau_sa="0.25, 0.5", tau_ca="0.6", cfg=7.5)
-    maps = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "start_percent": 0.0, "end_percent": 1.0}
+    graph.add("BaretEditSweep", model=[world, 0], vae=[world, 2], **inversion, eta_ranges="1, 0.8-0.1", tau_sa="0.25, 0.5", tau_ca="0.6", **dials)
+    maps = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse"}
     graph.add(
         "BaretAttentionMaps", model=[world, 0], clip=[world, 1], vae=[world, 2], trajectory=[ttis, 0], embeddings=[graph.id(MOVING), 0], text=text, words="dog, lying", **maps
     )  # fmt: skip
