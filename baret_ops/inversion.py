@@ -78,49 +78,63 @@ def ddim_inversion(
     return torch.stack(pivots[::-1])
 
 
-def ttis(
+def ttis(predict: Predict, pivots: Tensor, target: Tensor, negative: Tensor, schedule: Schedule, **how) -> Tuning:
+    """Target-text inversion schedule (paper, Algorithm 1; Eq. 1 and 2): the text is tuned, the negative fixed. See :func:`tune`."""
+    return tune(predict, pivots, target, negative, schedule, **how)
+
+
+def null_text(predict: Predict, pivots: Tensor, text: Tensor, negative: Tensor, schedule: Schedule, **how) -> Tuning:
+    """Null-text inversion (Mokady et al. 2023, Algorithm 1): the negative is tuned, the text fixed. See :func:`tune`."""
+    return tune(predict, pivots, negative, text, schedule, tune_negative=True, **how)
+
+
+def tune(
     predict: Predict,
     pivots: Tensor,
-    target: Tensor,
-    negative: Tensor,
+    tuned: Tensor,
+    fixed: Tensor,
     schedule: Schedule,
     *,
     guidance_scale: float,
     rule: StepRule,
+    tune_negative: bool = False,
     iterations: int = 5,
     stop: StopRule = StopRule(),
     skip_finished: bool = True,
     on_step: OnStep | None = None,
 ) -> Tuning:
-    """Target-text inversion schedule (paper, Algorithm 1; Eq. 1 and 2).
+    """Tune one of the two embeddings, step by step.
 
     At each step the embedding is tuned so that the guided DDIM step lands on the next pivot; the embedding
     found is where the next step starts from. The images of a batch are independent problems. Cost per image and
-    step: one unconditional row-forward and ``updates + 1`` conditional ones.
+    step: one row-forward of the fixed pass and ``updates + 1`` of the tuned one (more with rules that probe).
 
-    pivots: ``[N+1,B,C,h,w]`` VP form. target, negative: ``[B,T,D]``. iterations: K, most updates a step.
-    rule: how a step searches. skip_finished: leave images that have stopped out of the batch; False where the model
-        carries something that belongs to image positions (a ControlNet hint per image).
+    pivots: ``[N+1,B,C,h,w]`` VP form. tuned, fixed: ``[B,T,D]``; tune_negative: whether the tuned one is the negative's.
+    iterations: K, most updates a step. rule: how a step searches. skip_finished: leave images that have stopped out of the batch; False where
+        the model carries something that belongs to image positions (a ControlNet hint per image).
     Raises NotFinite.
     """
     device = pivots.device
-    negative = negative.to(device)
-    embedding, memory = target.to(device), None
+    fixed = fixed.to(device)
+    embedding, memory = tuned.to(device), None
     latents, embeddings, losses, updates = [pivots[0]], [], [], []
+
+    def one_pass(x: Tensor, sigma: float, e: Tensor, negative: bool) -> Tensor:
+        return predict(x, sigma, **{"uncond" if negative else "cond": e})[negative]
 
     for i in range(schedule.steps):
         sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
         x = latents[-1] * schedule.scale(i)
         goal = (pivots[i + 1] * schedule.scale(i + 1) - x) / (sigma_next - sigma)
         with torch.no_grad():
-            eps_uncond = predict(x, sigma, uncond=negative)[1]
+            eps_fixed = one_pass(x, sigma, fixed, not tune_negative)
 
         def guided(e: Tensor, rows: list[int]) -> Tensor:
             if skip_finished:
-                eps = predict(x[rows], sigma, cond=e)[0]
+                eps = one_pass(x[rows], sigma, e, tune_negative)
             else:
-                eps = predict(x, sigma, cond=embedding.index_copy(0, torch.tensor(rows, device=device), e))[0][rows]
-            return guide(eps, eps_uncond[rows], guidance_scale)
+                eps = one_pass(x, sigma, embedding.index_copy(0, torch.tensor(rows, device=device), e), tune_negative)[rows]
+            return guide(eps_fixed[rows], eps, guidance_scale) if tune_negative else guide(eps, eps_fixed[rows], guidance_scale)
 
         found = rule(
             Step(

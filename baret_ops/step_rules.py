@@ -68,26 +68,37 @@ class StepRule(Protocol):
 
 @dataclass(frozen=True)
 class Adam:
-    """The paper's rule: a fresh Adam each step (default betas and eps), constant learning rate."""
+    """The paper's rule: a fresh Adam each step (default betas and eps), constant learning rate.
+
+    decay: what share of the learning rate each step takes away. test_after: an image is done one update after the loss that is low enough, so that
+    every step has one at least. Null-text inversion's rule is ``Adam(1e-2, 1 / (2 * N), True)`` (1e-2 (1 - i / 100) at its 50 steps).
+    Memory: the number of steps so far.
+    """
 
     learning_rate: float = 1e-3
+    decay: float = 0.0
+    test_after: bool = False
 
-    def __call__(self, step: Step, embedding: Tensor, memory: None) -> Found:
+    def __call__(self, step: Step, embedding: Tensor, memory: int | None) -> Found:
+        number = memory or 0
         # One parameter per image: Adam skips a parameter without gradient, so a finished image stays as it is
         # while the others go on, and no image's moments see another's gradient.
         images = [row.clone().requires_grad_() for row in embedding.detach().split(1)]
-        optimizer = torch.optim.Adam(images, lr=self.learning_rate)
+        optimizer = torch.optim.Adam(images, lr=self.learning_rate * (1.0 - self.decay * number))
         residual = torch.empty_like(step.goal)
         losses = embedding.new_zeros(len(images))
         updates = torch.zeros(len(images), dtype=torch.int64)
 
-        active = list(range(len(images)))
+        active, last = list(range(len(images))), set()
         for j in range(step.iterations + 1):
             with torch.enable_grad():
                 trial = torch.cat([images[b] for b in active])
-            r = step.residual(trial, active, gradient=j < step.iterations)
+            r = step.residual(trial, active, gradient=j < step.iterations and not last.issuperset(active))
             residual[active], losses[active] = r.detach(), step.losses(r)
             going = step.unfinished(losses[active])
+            if self.test_after:
+                done, going = {*active} - {active[k] for k in going}, [k for k, b in enumerate(active) if b not in last and losses[b].isfinite()]
+                last |= done
             if j == step.iterations or not going:
                 break
             moving = [images[active[k]] for k in going]
@@ -101,7 +112,7 @@ class Adam:
             active = [active[k] for k in going]
             updates[active] += 1
 
-        return Found(torch.cat(images).detach(), residual, losses, updates)
+        return Found(torch.cat(images).detach(), residual, losses, updates, number + 1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from .bam import BaretBAMEdit
 from .grid import BaretLabelledGrid
-from .inversion import BaretTTISInversion
+from .inversion import BaretInversion, BaretNullTextInversion, BaretTTISInversion
 from .maps import BaretAttentionMaps
 from .masactrl import BaretMasaCtrlEdit
 from .metrics import BaretEditMetrics
@@ -12,7 +12,6 @@ from .sampler import BaretToSampler
 from .storage import BaretLoadInversion, BaretSaveInversion
 from .sweep import BaretEditSweep
 from .transition import BaretTransitionEmbedding
-from .untuned import BaretInversion
 from .world import BaretWorldLoader, BaretWorldScene
 
 NODES = [
@@ -22,6 +21,7 @@ NODES = [
     BaretToSampler,
     BaretSaveInversion,
     BaretLoadInversion,
+    BaretNullTextInversion,
     BaretInversion,
     BaretPromptToPromptEdit,
     BaretMasaCtrlEdit,

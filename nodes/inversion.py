@@ -1,13 +1,70 @@
 from __future__ import annotations
 
-from comfy_api.latest import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ..baret_ops.inversion import StopRule, ddim_inversion, ttis
-from ..baret_ops.step_rules import STEP_RULES
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..baret_ops.inversion import StopRule, ddim_inversion, null_text, ttis
+from ..baret_ops.schedule import Schedule
+from ..baret_ops.step_rules import STEP_RULES, Adam
 from ..baret_ops.transition import eta_schedule
-from ..baret_ops.values import Embeddings, Trajectory
+from ..baret_ops.untuned import sample_source
+from ..baret_ops.values import Embeddings, ModelFamily, Trajectory
 from ..host import conditioning, models, run
-from .common import CATEGORY, SEARCH_ALIASES, EmbeddingsWire, TrajectoryWire, errors_of
+from .common import CATEGORY, MODEL_TOOLTIP, SEARCH_ALIASES, EmbeddingsWire, TrajectoryWire, errors_of
+
+_SOURCE_TOOLTIP = "A text that says what is in the picture as it is. One prompt, or one per image of the batch."
+_LATENT_TOOLTIP = "Your picture, encoded with this checkpoint's VAE. Several pictures of one size make a batch."
+_STEPS_TOOLTIP = "Sampling steps. More follow the picture more closely and cost more time. Useful: 20 to 50."
+_THRESHOLD_TOOLTIP = "A step ends early once its error is below this. Higher is faster and reconstructs less exactly; 0 never stops early. Useful: 0 to 0.0001."
+_GROWTH_TOOLTIP = "What the threshold grows by each step, so that early steps are held closer. Useful: 0 to 0.0001."
+_TRAJECTORY_TOOLTIP = "The picture's path through the noise levels."
+_DIRECT, _NEGATIVE_PROMPT, _DDIM = "direct", "negative-prompt", "DDIM"
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What every inversion starts from: the pictures ``[B,C,h,w]``, the texts ``[B,T,D]``, and what fits the model."""
+
+    model: Any
+    family: ModelFamily
+    schedule: Schedule
+    images: Tensor
+    text: Tensor
+    text_options: conditioning.Options
+    negative: Tensor
+    negative_options: conditioning.Options
+
+    @classmethod
+    def read(cls, model, positive, negative, latent, steps: int) -> "_Problem":
+        family, schedule, images = models.family_of(model), models.schedule_of(model, steps), models.latent_in(model, latent)
+        texts = (conditioning.read_text(each, role, len(images), family.context_dim) for each, role in ((positive, "positive"), (negative, "negative")))
+        return cls(model, family, schedule, images, *next(texts), *next(texts))
+
+    def solve(self, loop: Callable, cfg: float, gradients: bool = False, **embeddings) -> io.NodeOutput:
+        """Run ``loop(predict, images)`` on the model for ``pivots, latents`` and more values for Embeddings by name; make the node's outputs of all.
+
+        embeddings: further values for Embeddings; without any the text is that of every step, and nothing was updated.
+        """
+        pivots, latents, found = run.sample(
+            self.model, lambda predict, device: loop(predict, self.images.to(device)),
+            positive=(self.text, self.text_options), negative=(self.negative, self.negative_options),
+            rows=len(self.images), shape=self.images.shape[1:], schedule=self.schedule, gradients=gradients,
+        )
+        keep, steps = models.keep, self.schedule.steps
+        trajectory = Trajectory(keep(pivots), keep(latents), self.schedule, cfg, self.family)
+        text = keep(self.text)
+        plain = {
+            "tuned": text.expand(steps, -1, -1, -1), "target": text, "negative": keep(self.negative), "eta": eta_schedule(1.0, 1.0, steps),
+            "losses": (trajectory.latents[1:] - trajectory.pivots[1:]).square().flatten(2).mean(2), "updates": torch.zeros(steps, len(self.images), dtype=torch.int64),
+            "positive_options": self.text_options, "negative_options": self.negative_options,
+        }
+        found = {name: keep(value) for name, value in found.items()}
+        return io.NodeOutput(trajectory, Embeddings(**{**plain, **found, **embeddings}), models.latent_out(self.family, trajectory.latents[-1]))
 
 
 class BaretTTISInversion(io.ComfyNode):
@@ -20,21 +77,21 @@ class BaretTTISInversion(io.ComfyNode):
             description="Finds, step by step, the text embedding with which the model redraws your picture. First stage of an edit.",
             search_aliases=SEARCH_ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="An SD1.x or SD2.x checkpoint, with any LoRA or patches you want in the edit."),
+                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
                 io.Conditioning.Input("positive", tooltip="The target text: what the picture should become. One prompt, or one per image of the batch."),
                 io.Conditioning.Input("negative", tooltip="The negative text; an empty one is the paper's. It must also go into the edit unchanged."),
-                io.Latent.Input("latent", tooltip="Your picture, encoded with this checkpoint's VAE. Several pictures of one size make a batch."),
-                io.Int.Input("steps", default=50, min=2, max=999, tooltip="Sampling steps. More follow the picture more closely and cost more time. Useful: 20 to 50."),
+                io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
+                io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
                 io.Float.Input("cfg", default=7.5, min=1.0, max=30.0, step=0.5, round=0.01, tooltip="Guidance while tuning. Higher obeys the text more and is harder to reconstruct from. Use the same in BAM Edit. Useful: 3 to 8."),
                 io.Int.Input("iterations", default=1, min=0, max=100, tooltip="Most updates of the text per step. More reconstruct better and take longer; 0 does not tune at all. Useful: 1 to 3 with the secant rules, 5 to 10 with adam."),
                 io.Float.Input("learning_rate", default=1e-3, min=1e-6, max=1.0, step=1e-4, round=False, advanced=True, tooltip="Size of an update, for the step rule adam alone. Higher converges faster until it overshoots; it depends on the scale of the text embedding. Useful: 0.001 to 0.01 on SD1.5, 0.01 on small models."),
-                io.Float.Input("stop_threshold", default=1e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip="A step ends early once its error is below this. Higher is faster and reconstructs less exactly; 0 never stops early. Useful: 0 to 0.0001."),
-                io.Float.Input("stop_growth", default=2e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip="What the threshold grows by each step, so that early steps are held closer. Useful: 0 to 0.0001."),
+                io.Float.Input("stop_threshold", default=1e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_THRESHOLD_TOOLTIP),
+                io.Float.Input("stop_growth", default=2e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_GROWTH_TOOLTIP),
                 io.Combo.Input("inversion_text", options=["target", "negative"], default="target", advanced=True, tooltip="The text with which the picture is walked up to noise: the target (as in the paper) or the negative."),
                 io.Combo.Input("step_rule", options=list(STEP_RULES), default="secant", tooltip="How an update is found. secant measures the length of its steps. secant_memory also remembers what earlier steps showed: closer, a third slower. adam is the paper's, with 5 iterations."),
             ],
             outputs=[
-                TrajectoryWire.Output("trajectory", tooltip="The picture's path through the noise levels."),
+                TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
                 EmbeddingsWire.Output("embeddings", tooltip="The tuned text of every step. As it is (eta 1) it makes a rigid edit; through Transition Embedding a non-rigid one."),
                 io.Latent.Output("reconstruction", tooltip="What the tuned text redraws. If it does not look like your picture, the edit will not either."),
             ],
@@ -46,37 +103,120 @@ class BaretTTISInversion(io.ComfyNode):
         stop_threshold=1e-5, stop_growth=2e-5, inversion_text="target", step_rule="secant",
     ) -> io.NodeOutput:
         with errors_of(cls):
-            family = models.family_of(model)
-            schedule = models.schedule_of(model, steps)
-            images = models.latent_in(model, latent)
-            count = images.shape[0]
-            target, positive_options = conditioning.read_text(positive, "positive", count, family.context_dim)
-            null, negative_options = conditioning.read_text(negative, "negative", count, family.context_dim)
+            problem = _Problem.read(model, positive, negative, latent, steps)
             report = run.progress(model, 2 * steps)
             stop = StopRule(stop_threshold, stop_growth)
 
-            def invert(predict, device):
+            def invert(predict, images):
                 uncond = inversion_text == "negative"
-                pivots = ddim_inversion(predict, images.to(device), null if uncond else target, schedule, uncond=uncond, on_step=report(0))
-                return pivots, ttis(
-                    predict, pivots, target, null, schedule,
+                pivots = ddim_inversion(predict, images, problem.negative if uncond else problem.text, problem.schedule, uncond=uncond, on_step=report(0))
+                tuning = ttis(
+                    predict, pivots, problem.text, problem.negative, problem.schedule,
                     guidance_scale=cfg,
                     rule=STEP_RULES[step_rule](learning_rate),
                     iterations=iterations,
                     stop=stop,
-                    skip_finished=not conditioning.carries_rows(positive_options),
+                    skip_finished=not conditioning.carries_rows(problem.text_options),
                     on_step=report(steps),
                 )
+                return pivots, tuning.latents, {"tuned": tuning.embeddings, "losses": tuning.losses, "updates": tuning.updates}
 
-            pivots, tuning = run.sample(
-                model, invert, positive=(target, positive_options), negative=(null, negative_options),
-                rows=count, shape=images.shape[1:], schedule=schedule, gradients=True,
-            )
-            keep = models.keep
-            trajectory = Trajectory(keep(pivots), keep(tuning.latents), schedule, cfg, family)
-            embeddings = Embeddings(
-                tuned=keep(tuning.embeddings), target=keep(target), negative=keep(null), eta=eta_schedule(1.0, 1.0, steps),
-                losses=keep(tuning.losses), updates=keep(tuning.updates), thresholds=stop.levels(steps),
-                positive_options=positive_options, negative_options=negative_options,
-            )
-            return io.NodeOutput(trajectory, embeddings, models.latent_out(family, tuning.latents[-1]))
+            return problem.solve(invert, cfg, gradients=True, thresholds=stop.levels(steps))
+
+
+class BaretNullTextInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretNullTextInversion",
+            display_name="Null-Text Inversion",
+            category=CATEGORY,
+            description="Finds, step by step, the negative embedding with which the model redraws your picture from a text that describes it. For Prompt-to-Prompt Edit.",
+            search_aliases=SEARCH_ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
+                io.Conditioning.Input("positive", tooltip=_SOURCE_TOOLTIP),
+                io.Conditioning.Input("negative", tooltip="The negative text that tuning starts from; an empty one is the paper's."),
+                io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
+                io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
+                io.Float.Input("cfg", default=7.5, min=1.0, max=30.0, step=0.5, round=0.01, tooltip="Guidance while tuning. Higher lets edits obey the text more and is harder to reconstruct from. Use the same in the edit. Useful: 3 to 8."),
+                io.Int.Input("iterations", default=10, min=0, max=100, tooltip="Most updates of the negative per step. More reconstruct better and take longer. Useful: 10 with adam, 1 to 3 with the secant rules."),
+                io.Combo.Input("step_rule", options=list(STEP_RULES), default="adam", tooltip="How an update is found. adam is the paper's. secant and secant_memory measure the length of their steps: with 1 iteration nearly as close in a sixth of the time."),
+                io.Float.Input("learning_rate", default=1e-2, min=1e-6, max=1.0, step=1e-3, round=False, advanced=True, tooltip="Size of an update at the first step, for adam alone; it falls to half at the last. Higher converges faster until it overshoots. Useful: 0.005 to 0.02."),
+                io.Float.Input("stop_threshold", default=1e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_THRESHOLD_TOOLTIP),
+                io.Float.Input("stop_growth", default=2e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_GROWTH_TOOLTIP),
+            ],
+            outputs=[
+                TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
+                EmbeddingsWire.Output("embeddings", tooltip="The picture's text, and the tuned negative of every step. Give an edit its target text, or BAM Edit through Transition Embedding."),
+                io.Latent.Output("reconstruction", tooltip="What the text and the tuned negative redraw. If it does not look like your picture, the edit will not either."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent, steps, cfg, iterations, step_rule, learning_rate=1e-2, stop_threshold=1e-5, stop_growth=2e-5,
+    ) -> io.NodeOutput:  # fmt: skip
+        with errors_of(cls):
+            problem = _Problem.read(model, positive, negative, latent, steps)
+            report = run.progress(model, 2 * steps)
+            stop = StopRule(stop_threshold, stop_growth)
+            rule = Adam(learning_rate, decay=1 / (2 * steps), test_after=True) if step_rule == "adam" else STEP_RULES[step_rule](learning_rate)
+
+            def invert(predict, images):
+                pivots = ddim_inversion(predict, images, problem.text, problem.schedule, on_step=report(0))
+                tuning = null_text(
+                    predict, pivots, problem.text, problem.negative, problem.schedule,
+                    guidance_scale=cfg,
+                    rule=rule,
+                    iterations=iterations,
+                    stop=stop,
+                    skip_finished=not conditioning.carries_rows(problem.negative_options),
+                    on_step=report(steps),
+                )
+                return pivots, tuning.latents, {"negative": tuning.embeddings, "losses": tuning.losses, "updates": tuning.updates}
+
+            return problem.solve(invert, cfg, gradients=True, thresholds=stop.levels(steps))
+
+
+class BaretInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretInversion",
+            display_name="Inversion",
+            category=CATEGORY,
+            description="Inversion without tuning, in the time of one or two samplings: DDIM, negative-prompt or direct inversion.",
+            search_aliases=[*SEARCH_ALIASES, "negative prompt inversion", "direct inversion", "PnP inversion"],
+            inputs=[
+                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
+                io.Conditioning.Input("positive", tooltip=_SOURCE_TOOLTIP),
+                io.Conditioning.Input("negative", tooltip="The negative text, mostly empty. Negative-prompt inversion puts the picture's own text in its place."),
+                io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
+                io.Combo.Input("method", options=[_DIRECT, _NEGATIVE_PROMPT, _DDIM], default=_DIRECT, tooltip="direct: what each step misses is added back to the picture's path; it is redrawn exactly. negative-prompt: the picture's text is the negative too; nearly exact, edits are weaker. DDIM: plain guided sampling, which drifts away."),
+                io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
+                io.Float.Input("cfg", default=7.5, min=1.0, max=30.0, step=0.5, round=0.01, tooltip="Guidance of the picture's path. Higher drifts further away with DDIM; direct and negative-prompt do not mind. Use the same in the edit. Useful: 3 to 8."),
+            ],
+            outputs=[
+                TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
+                EmbeddingsWire.Output("embeddings", tooltip="The picture's text at every step, and the negative. Give an edit its target text, or BAM Edit through Transition Embedding."),
+                io.Latent.Output("reconstruction", tooltip="The end of the picture's path: what an edit that changes nothing would give."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, method, steps, cfg) -> io.NodeOutput:
+        with errors_of(cls):
+            problem = _Problem.read(model, positive, negative, latent, steps)
+            if method == _NEGATIVE_PROMPT:
+                problem = replace(problem, negative=problem.text, negative_options=problem.text_options)
+            report = run.progress(model, steps if method == _DIRECT else 2 * steps)
+
+            def invert(predict, images):
+                pivots = ddim_inversion(predict, images, problem.text, problem.schedule, on_step=report(0))
+                if method == _DIRECT:
+                    return pivots, pivots, {}
+                null = None if method == _NEGATIVE_PROMPT else problem.negative
+                return pivots, sample_source(predict, Trajectory(pivots, pivots, problem.schedule, cfg, problem.family), problem.text, null, on_step=report(steps)), {}
+
+            return problem.solve(invert, cfg)

@@ -245,3 +245,38 @@ def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weig
     wanted = reference(change=change)
     close(got, wanted)
     assert (wanted - reference()).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("stop", [(0.0, 0.0), (2.0, 0.05)])
+def test_null_text_inversion(core, unets, scheduler, pivots, texts, stop):
+    """The published loop: Adam, learning rate 1e-2 (1 - i/100) at 50 steps, test after the update, a full guided step with what was found."""
+    inversion, rules = core.module("inversion"), core.module("step_rules")
+    rate, iterations = 0.05, 4
+    with torch.inference_mode(False):
+        rule = rules.Adam(rate, decay=1 / (2 * STEPS), test_after=True)
+        got = inversion.null_text(core.predict, pivots, texts[0], texts[2], core.schedule, guidance_scale=CFG, rule=rule, iterations=iterations, stop=inversion.StopRule(*stop))
+
+        theirs, z, null = unets[1], pivots[0], texts[2]
+        counts = []
+        for i, t in enumerate(scheduler.timesteps):
+            null = null.detach().clone().requires_grad_()
+            optimizer = torch.optim.Adam([null], lr=rate * (1 - i / (2 * STEPS)))
+            with torch.no_grad():
+                cond = theirs(z, t, texts[0]).sample
+            for j in range(iterations):
+                uncond = theirs(z, t, null).sample
+                landed = scheduler.step(uncond + CFG * (cond - uncond), t, z).prev_sample
+                loss = torch.nn.functional.mse_loss(landed, pivots[i + 1])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if loss.item() < stop[0] + stop[1] * i:
+                    break
+            counts.append(j + 1)
+            with torch.no_grad():
+                z = guided_step(theirs, scheduler, z, t, texts[0], null)
+            close(got.embeddings[i], null.detach())
+            close(got.latents[i + 1], z)
+            close(got.losses[i], (z - pivots[i + 1]).square().flatten(1).mean(1))
+    assert got.updates[:, 0].tolist() == counts
+    assert (min(counts) < iterations) == (stop != (0.0, 0.0)) and (stop == (0.0, 0.0) or max(counts) > 1)

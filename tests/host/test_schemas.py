@@ -12,6 +12,9 @@ CONTRACT = {
     "BaretSaveInversion": ("trajectory embeddings filename_prefix", ""),
     "BaretLoadInversion": ("file", "trajectory embeddings"),
     "BaretLabelledGrid": (" ".join(f"image_{n}" for n in range(1, 10)) + " labels columns", "grid"),
+    "BaretNullTextInversion": (
+        "model positive negative latent steps cfg iterations step_rule learning_rate stop_threshold stop_growth", "trajectory embeddings reconstruction"
+    ),
     "BaretInversion": ("model positive negative latent method steps cfg", "trajectory embeddings reconstruction"),
     "BaretPromptToPromptEdit": (
         "model clip trajectory embeddings source_text target_text alignment cross_share self_share cfg reweight blend_words blend_threshold "
@@ -26,6 +29,7 @@ CONTRACT = {
 }
 DEFAULTS = {
     "BaretTTISInversion": {"steps": 50, "cfg": 7.5, "iterations": 1, "learning_rate": 1e-3, "stop_threshold": 1e-5, "stop_growth": 2e-5, "inversion_text": "target", "step_rule": "secant"},
+    "BaretNullTextInversion": {"steps": 50, "cfg": 7.5, "iterations": 10, "step_rule": "adam", "learning_rate": 1e-2, "stop_threshold": 1e-5, "stop_growth": 2e-5},
     "BaretInversion": {"method": "direct", "steps": 50, "cfg": 7.5},
     "BaretPromptToPromptEdit": {"alignment": "refine", "cross_share": 0.4, "self_share": 0.6, "cfg": 7.5, "blend_threshold": 0.3, "blend_start": 0.2, "max_resolution": 32},
     "BaretMasaCtrlEdit": {"start_step": 4, "first_block": 10, "cfg": 7.5, "foreground_threshold": 0.1},
