@@ -24,7 +24,8 @@ def with_target(clip, embeddings: Embeddings, target_text: str) -> tuple[Embeddi
 def source_tokens(clip, embeddings: Embeddings, source_text: str, role: str = "source_text") -> Tokens:
     """The tokens of the source's text. role: its input's name. Raises ValueError unless it is the text that the picture was inverted with."""
     encoded, _ = conditioning.read_text(text.encode(clip, source_text), role, embeddings.images, embeddings.target.shape[-1])
-    own = (embeddings.target, embeddings.tuned[0])
+    # They may have been repeated to the length of another text.
+    own = (each[:, : encoded.shape[1]] for each in (embeddings.target, embeddings.tuned[0]))
     if not any(each.shape == encoded.shape and torch.allclose(each, encoded.to(each.device), rtol=0.0, atol=0.05 * float(encoded.abs().max())) for each in own):
         raise ValueError(f"{role} is not the text that the picture was inverted with; write the same text, with the same CLIP, into both.")
     return text.read_tokens(clip, source_text)

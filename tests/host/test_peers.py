@@ -1,4 +1,4 @@
-"""Inversion without tuning, prompt-to-prompt and MasaCtrl as nodes: invariants, costs, masks, combinations and bad input."""
+"""Null-text inversion, inversion without tuning, prompt-to-prompt and MasaCtrl as nodes: invariants, costs, masks, combinations and bad input."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,6 +25,15 @@ def invert(execute, model, encode, text, picture):
     def call(method="DDIM", source=SOURCE, **inputs):
         given = {"model": model, "positive": encode(source), "negative": text(9), "latent": picture(), "steps": STEPS, "cfg": CFG, "method": method}
         return execute("BaretInversion", **{**given, **inputs})
+
+    return call
+
+
+@pytest.fixture
+def null_text(execute, model, encode, text, picture):
+    def call(source=SOURCE, **inputs):
+        given = {"model": model, "positive": encode(source), "negative": text(9), "latent": picture(), "steps": STEPS, "cfg": CFG, "iterations": 3, "learning_rate": 0.05}
+        return execute("BaretNullTextInversion", **{**given, **inputs})
 
     return call
 
@@ -89,6 +98,80 @@ def test_ddim_is_ttis_without_updates(invert, execute, model, encode, text, pict
 def test_rows_of_an_inversion(invert, counted, method, rows):
     invert(method)
     assert counted.rows == rows * STEPS
+
+
+# --- null-text inversion ---
+
+
+def test_null_text_without_updates_is_ddim(invert, null_text):
+    trajectory, embeddings, _ = null_text(iterations=0)
+    close(trajectory.latents, invert("DDIM")[0].latents, 1e-4)
+    assert torch.equal(embeddings.negative, invert("DDIM")[1].negative.expand(STEPS, -1, -1, -1))
+
+
+@pytest.mark.parametrize("step_rule", ["adam", "secant", "secant_memory"])
+def test_null_text_tunes_the_negative_alone(null_text, invert, encode, step_rule):
+    _, untuned, _ = invert("DDIM")
+    trajectory, embeddings, reconstruction = null_text(step_rule=step_rule)
+    assert torch.equal(embeddings.tuned, encode(SOURCE)[0][0].expand(STEPS, -1, -1, -1)) and embeddings.negative.shape == (STEPS, 1, 6, 24)
+    assert embeddings.losses.sum() < 0.7 * untuned.losses.sum()
+    close(reconstruction["samples"], trajectory.latents[-1] / 0.18215)
+
+
+@pytest.mark.parametrize("stop", [0.0, 1e9])
+def test_rows_of_null_text(null_text, counted, stop):
+    """One of the inversion, one of the text, one before each update and one after the last; every step updates at least once."""
+    _, embeddings, _ = null_text(stop_threshold=stop)
+    assert (embeddings.updates == (1 if stop else 3)).all()
+    assert counted.rows == STEPS + STEPS + int((embeddings.updates + 1).sum())
+
+
+def test_null_text_of_an_image_does_not_depend_on_its_batch(null_text, invert, picture):
+    latent = picture(images=2)["samples"]
+    _, untuned, _ = invert("DDIM", latent={"samples": latent})
+    rule = {"iterations": 4, "stop_threshold": 0.4 * float(untuned.losses[2].mean()), "stop_growth": 0.0}
+    together = null_text(latent={"samples": latent}, **rule)
+    for row in range(2):
+        alone = null_text(latent={"samples": latent[row : row + 1]}, **rule)
+        assert torch.equal(together[1].updates[:, row], alone[1].updates[:, 0])
+        close(together[0].latents[:, row], alone[0].latents[:, 0], 1e-3)
+    assert (together[1].updates[:, 0] != together[1].updates[:, 1]).any()
+
+
+def test_edits_of_null_text(null_text, p2p, masactrl, execute, model, encode):
+    trajectory, embeddings, reconstruction = null_text()
+    close(p2p(trajectory, embeddings, target_text=SOURCE)[0], reconstruction["samples"], 1e-4)
+    close(masactrl(trajectory, embeddings, target_text=SOURCE), reconstruction["samples"], 1e-4)
+    (bam,) = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings, cfg=CFG, passes="both")
+    close(bam["samples"], reconstruction["samples"], 1e-4)
+    (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=encode(TARGET))
+    (bam,) = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=moving, cfg=CFG)
+    for edit in (bam["samples"], p2p(trajectory, embeddings)[0], masactrl(trajectory, embeddings)):
+        assert torch.isfinite(edit).all() and (edit - reconstruction["samples"]).abs().max() > 1e-2
+
+
+def test_null_text_through_stock_samplers_and_files(null_text, execute, model, host):
+    """Each step's negative is active at its step alone; a file keeps them."""
+    import comfy.sample
+    import comfy.samplers
+
+    trajectory, embeddings, reconstruction = null_text()
+    execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="peers/null")
+    (file,) = (host.base / "output" / "peers").glob("null*")
+    trajectory, embeddings = execute("BaretLoadInversion", file=f"peers/{file.name} [output]")
+    positive, negative, sigmas, latent = execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction")
+    assert len(positive) == len(negative) == STEPS
+    with torch.inference_mode():
+        sampler = comfy.samplers.sampler_object("euler")
+        out = comfy.sample.sample_custom(model, torch.zeros_like(latent["samples"]), CFG, sampler, sigmas, positive, negative, latent["samples"], disable_pbar=True)
+    close(out / trajectory.schedule.scale(STEPS), reconstruction["samples"], 1e-4)
+
+
+def test_bad_input_of_null_text(null_text, make_model):
+    with pytest.raises(ValueError, match="Null-Text Inversion: steps is 1000; this model's schedule allows 2 to 999"):
+        null_text(steps=1000)
+    with pytest.raises(ValueError, match="Null-Text Inversion: the model takes 9 input channels"):
+        null_text(model=make_model(in_channels=9))
 
 
 # --- what must hold whatever the weights ---
@@ -275,6 +358,7 @@ def test_texts_of_other_lengths(invert, p2p, masactrl, execute, encode, text):
     trajectory, embeddings, _ = invert()
     twice = replace(embeddings, tuned=embeddings.tuned.repeat(1, 1, 2, 1), target=embeddings.target.repeat(1, 2, 1))
     close(masactrl(trajectory, twice), masactrl(trajectory, embeddings))
+    close(p2p(trajectory, twice, blend_words="cat")[0], p2p(trajectory, embeddings, blend_words="cat")[0])
 
 
 def test_stock_samplers_refuse_what_they_cannot_redraw(invert, execute):
