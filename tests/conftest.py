@@ -1,4 +1,4 @@
-"""The real host in this process, and the pack loaded by the host's own loader.
+"""The real host in this process with the pack loaded by the host's own loader, and one real server for all tests that need one.
 
 ``python dev/test.py`` sets the host up and names its folder in COMFYUI_PATH.
 """
@@ -13,6 +13,16 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "dev"))  # last, so that nothing of the host's is hidden
+
+import comfy_server
+import comfyui
+import stand_in
+import workflows
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-browser", action="store_true", help="leave out the tests that need a browser")
 
 
 def _core():
@@ -26,13 +36,17 @@ def _core():
 _core()
 
 
-@pytest.fixture(scope="session")
-def host(tmp_path_factory):
-    """The host's modules in this process, on the CPU, with folders of its own."""
+def _comfyui_path() -> str:
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         pytest.exit("COMFYUI_PATH is not set; run the tests with: python dev/test.py", returncode=2)
-    sys.path.insert(0, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """The host's modules in this process, on the CPU, with folders of its own."""
+    sys.path.insert(0, _comfyui_path())
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
@@ -163,3 +177,43 @@ def picture():
             return {"samples": torch.randn(images, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 3}
 
     return make
+
+
+# --- the real server -----------------------------------------------------------------------------------------------
+
+
+def _files(tree: Path) -> dict[str, int]:
+    """Every file of a tree with the time of its last change, compiled files aside."""
+    paths = (path for path in tree.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(tree).as_posix(): path.stat().st_mtime_ns for path in paths}
+
+
+@pytest.fixture(scope="session")
+def installed():
+    """The ComfyUI that `python dev/test.py` provided."""
+    path = _comfyui_path()
+    return comfyui.Host(Path(path), Path(sys.executable), comfyui.version_of(Path(path)))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(installed):
+    return stand_in.ensure(installed, "small")
+
+
+@pytest.fixture(scope="session")
+def tree_before(installed):
+    return _files(installed.path)
+
+
+@pytest.fixture(scope="session")
+def changed_files(installed, tree_before):
+    """Call for the files of the ComfyUI tree that came, went or changed since before the server started."""
+    return lambda: sorted(dict(set(_files(installed.path).items()) ^ set(tree_before.items())))
+
+
+@pytest.fixture(scope="session")
+def client(installed, checkpoint, tree_before):
+    # The classic cache keeps the last workflow whatever memory is left, so that what is cached can be asserted.
+    with comfy_server.running(installed, [checkpoint], ["--cache-classic"], threads=1) as client:
+        client.upload(workflows.PICTURE_FILE)
+        yield client

@@ -1,18 +1,8 @@
-"""One real server for all tests here, with the pack and the small stand-in checkpoint in it."""
+"""Workflows to queue on the real server, at a size for tests."""
 
 import json
-import os
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "dev"))  # last, so that nothing of the host's is hidden
-
-import comfy_server
-import comfyui
-import stand_in
 import workflows
 
 SIDE = 128  # pixels; the scaling node of the examples does not go much lower
@@ -46,45 +36,6 @@ class Graph(dict):
         """The same workflow without decoding, for tests that look at latents."""
         drawn = ("VAEDecode", "PreviewImage", "SaveImage")
         return Graph({id: node for id, node in self.copy().items() if node["class_type"] not in drawn})
-
-
-def _files(tree: Path) -> dict[str, int]:
-    """Every file of a tree with the time of its last change, compiled files aside."""
-    paths = (path for path in tree.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path.relative_to(tree).as_posix(): path.stat().st_mtime_ns for path in paths}
-
-
-@pytest.fixture(scope="session")
-def installed():
-    """The ComfyUI that `python dev/test.py` provided."""
-    path = os.environ.get("COMFYUI_PATH")
-    if not path:
-        pytest.exit("COMFYUI_PATH is not set; run the tests with: python dev/test.py", returncode=2)
-    return comfyui.Host(Path(path), Path(sys.executable), comfyui.version_of(Path(path)))
-
-
-@pytest.fixture(scope="session")
-def checkpoint(installed):
-    return stand_in.ensure(installed, "small")
-
-
-@pytest.fixture(scope="session")
-def tree_before(installed):
-    return _files(installed.path)
-
-
-@pytest.fixture(scope="session")
-def changed_files(installed, tree_before):
-    """Call for the files of the ComfyUI tree that came, went or changed since before the server started."""
-    return lambda: sorted(dict(set(_files(installed.path).items()) ^ set(tree_before.items())))
-
-
-@pytest.fixture(scope="session")
-def client(installed, checkpoint, tree_before):
-    # The classic cache keeps the last workflow whatever memory is left, so that what is cached can be asserted.
-    with comfy_server.running(installed, [checkpoint], ["--cache-classic"], threads=1) as client:
-        client.upload(workflows.PICTURE_FILE)
-        yield client
 
 
 @pytest.fixture

@@ -1,0 +1,188 @@
+"""A headless Chromium on a running server: what the browser tests and the screenshots see ComfyUI with.
+
+Playwright's Python package goes into a folder of its own in the cache, so that the host's environment stays as it is.
+Chromium is the machine's own (`BARET_CHROMIUM` names another); where there is none, Debian's package is installed if
+this runs as root, else Playwright's own download is tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfyui
+from comfy_server import PACK_NAME, PROBE
+
+PLAYWRIGHT = "playwright==1.58.0"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--disable-component-update"]
+LIMIT = 20_000  # ms for anything on the page to come about
+
+
+class BrowserError(RuntimeError):
+    """There is no browser to be had here; the message is one sentence that says why."""
+
+
+def _playwright() -> Path:
+    """The folder that Playwright imports from, filled on first use."""
+    version = "{}.{}".format(*sys.version_info)
+    folder = comfyui.cache_root() / f"{PLAYWRIGHT.replace('==', '-')}-python{version}"
+    if not folder.is_dir():
+        comfyui.say(f"installing {PLAYWRIGHT} into {folder}")
+        with tempfile.TemporaryDirectory(dir=comfyui.cache_root()) as temporary:
+            result = _run([sys.executable, "-m", "pip", "install", "--quiet", "--target", f"{temporary}/new", PLAYWRIGHT])
+            if result.returncode:
+                raise BrowserError(f"{PLAYWRIGHT} could not be installed: {comfyui.last_line(result)}")
+            Path(temporary, "new").rename(folder)  # it appears whole or not at all
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last: the host's own packages come first
+    return folder
+
+
+def _chromium(packages: Path) -> str:
+    """The path of a Chromium that starts."""
+    tried = []
+    for find in (_installed, _from_debian, lambda: _from_playwright(packages)):
+        path, why = find()
+        if path:
+            return path
+        tried.append(why)
+    raise BrowserError(f"there is no Chromium: {'; '.join(tried)}.")
+
+
+def _installed() -> tuple[str | None, str]:
+    for name in filter(None, (os.environ.get("BARET_CHROMIUM"), *CHROMIUM)):
+        path = shutil.which(name)
+        if path and _run([path, "--version"]).returncode == 0:
+            return path, ""
+    return None, "none is installed"
+
+
+def _from_debian() -> tuple[str | None, str]:
+    if not (shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0):
+        return None, "Debian's package can be installed by root alone (apt-get install chromium)"
+    comfyui.say("installing Debian's chromium")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    _run(["apt-get", "update", "-qq"], environment)
+    result = _run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-liberation"], environment)
+    return (_installed()[0], "Debian's package does not start") if result.returncode == 0 else (None, f"apt-get says {comfyui.last_line(result)}")
+
+
+def _from_playwright(packages: Path) -> tuple[str | None, str]:
+    folder = comfyui.cache_root() / "browsers"
+    environment = {**os.environ, "PYTHONPATH": str(packages), "PLAYWRIGHT_BROWSERS_PATH": str(folder)}
+    result = _run([sys.executable, "-m", "playwright", "install", "chromium-headless-shell"], environment)
+    for path in sorted(folder.glob("chromium*/*/*headless*shell*")):
+        if os.access(path, os.X_OK) and _run([path, "--version"]).returncode == 0:
+            return str(path), ""
+    return None, f"Playwright's download failed ({comfyui.last_line(result)})"
+
+
+def _run(command: list, environment: dict | None = None) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+@contextmanager
+def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 1) -> Iterator[Page]:
+    """Open ComfyUI in a browser that is closed afterwards. Raises BrowserError where there is none."""
+    packages = _playwright()
+    path = _chromium(packages)
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        except Error as error:
+            raise BrowserError(f"{path} does not start: {error.message.splitlines()[0]}") from None
+        try:
+            context = browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=sharpness, locale="en-US")
+            context.set_default_timeout(LIMIT)
+            yield Page(context.new_page(), url)
+        finally:
+            browser.close()
+
+
+class Page:
+    """ComfyUI's page: what a person does there, under the names a person would use. `page` is Playwright's.
+
+    `errors` collects what went wrong on the page and names the pack, or came from no known place: ComfyUI's own frontend
+    logs a few errors on a fresh installation.
+    """
+
+    def __init__(self, page, url: str):
+        self.page, self.url = page, url
+        self.errors: list[str] = []
+        page.on("console", lambda message: message.type == "error" and self._note(message.text, message.location.get("url", "")))
+        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+        self.set("Comfy.TutorialCompleted", True)  # a first visit would open the template browser at a time of its own
+        self.reload()
+
+    def set(self, setting: str, value) -> None:
+        """Change a setting of the user on the server; it counts from the next `reload` on."""
+        self.page.request.post(f"{self.url}/api/settings/{setting}", data=json.dumps(value), headers={"Content-Type": "application/json"})
+
+    def _note(self, text: str, source: str) -> None:
+        if any(name in text + source for name in (PACK_NAME, "Baret", "BARET")):
+            self.errors.append(f"{text} ({source})")
+
+    def reload(self) -> None:
+        """Open the page anew and wait until nodes can be used."""
+        self.page.goto(self.url)
+        self.page.wait_for_function("id => window.app?.graph && window.LiteGraph?.registered_node_types[id]", arg=PROBE)
+
+    def ask(self, script: str, argument=None):
+        """Evaluate JavaScript on the page, with `node(title)` to find a node of the canvas."""
+        return self.page.evaluate(f"async argument => {{ const node = {NODE}; {script} }}", argument)
+
+    def wait(self, condition: str, argument=None) -> None:
+        """Wait until a JavaScript expression is true; `node(title)` as in `ask`."""
+        self.page.wait_for_function(f"argument => {{ const node = {NODE}; return {condition} }}", arg=argument, polling=50)
+
+    def open_template(self, name: str) -> None:
+        """Click through the template browser to one of the pack's workflows."""
+        self.ask("for (const n of app.graph.nodes) n.ofTheWorkflowBefore = true")
+        self.page.locator(".templates-tab-button").click()
+        self.page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).first.click()
+        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        self.page.get_by_role("dialog").wait_for(state="detached")
+        # A template opened again gets a number after its name.
+        self.wait("app.extensionManager.workflow.activeWorkflow.filename.split(' ')[0] === argument && app.graph.nodes.length && !app.graph.nodes[0].ofTheWorkflowBefore", name)
+
+    def queue(self) -> None:
+        self.page.get_by_test_id("queue-button").click()
+
+    def pictures(self, title: str) -> list[list[int]]:
+        """Wait for the pictures that a node shows; returns their sizes."""
+        self.wait("node(argument).imgs?.length && node(argument).imgs.every(i => i.complete && i.naturalWidth)", title)
+        return self.ask("return node(argument).imgs.map(i => [i.naturalWidth, i.naturalHeight])", title)
+
+    def complaint(self) -> str:
+        """Wait until ComfyUI says that something is wrong, and read its details."""
+        self.page.get_by_test_id("error-overlay-see-errors").click()
+        group = self.page.get_by_test_id("error-group-execution")
+        group.wait_for()
+        return group.inner_text()
+
+    def prompt(self) -> dict:
+        """What the frontend would queue now, in API form."""
+        return self.ask("return (await app.graphToPrompt()).output")
+
+    def place(self, title: str) -> tuple[float, float]:
+        """The middle of a node's title bar on the screen."""
+        return tuple(self.ask("""
+            const n = node(argument), { scale, offset } = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
+            return [box.left + (n.pos[0] + n.size[0] / 2 + offset[0]) * scale, box.top + (n.pos[1] - 15 + offset[1]) * scale];
+        """, title))
+
+
+NODE = "title => app.graph.nodes.find(n => n.title === title)"

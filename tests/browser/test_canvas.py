@@ -1,0 +1,86 @@
+"""What a person sees and does on the canvas."""
+
+import json
+
+import pytest
+import workflows
+
+NAMES = [build.__name__ for build in workflows.WORKFLOWS]
+TTIS, BAM = "TTIS Inversion", "BAM Edit"
+
+
+def shorten(page, **values):
+    """Set widgets of TTIS Inversion to numbers for a test."""
+    page.ask("for (const w of node('TTIS Inversion').widgets) if (w.name in argument) w.value = argument[w.name]", {"steps": 3, "iterations": 1, **values})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_opens_whole(page, name):
+    """Every node is known, none lies over another, and what would be queued is what is committed for programs."""
+    page.open_template(name)
+    assert page.ask("return app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)") == []
+    assert not page.page.get_by_test_id("missing-node-card").count()
+    boxes = page.ask("return app.graph.nodes.map(n => [n.title, ...n.boundingRect])")  # as large as the frontend makes them
+    boxes = [(title, x, y, x + w, y + h) for title, x, y, w, h in boxes]
+    for i, (title, *a) in enumerate(boxes):
+        for other, *b in boxes[i + 1:]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{title} lies over {other}"
+    committed = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    queued = page.prompt()
+    assert {id: (n["class_type"], n["inputs"]) for id, n in queued.items()} == {id: (n["class_type"], n["inputs"]) for id, n in committed.items()}
+
+
+def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (160, 120), "orange").save(tmp_path / "orange sky.png")
+    page.open_template("baret_edit_photo")
+    with page.page.expect_file_chooser() as chooser:
+        page.ask("node('Your picture').widgets.find(w => w.type === 'button').callback()")
+    chooser.value.set_files(tmp_path / "orange sky.png")
+    page.wait("node('Your picture').widgets[0].value === 'orange sky.png'")
+    page.page.locator("textarea").filter(visible=True).and_(page.page.get_by_test_id("dom-widget-textarea")).first.fill("a red sky")
+    assert page.ask("return node('Target text').widgets[0].value") == "a red sky"
+    page.ask("app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = argument", checkpoint.name)
+    page.ask("app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels').widgets.find(w => w.name === 'megapixels').value = 0.016")
+    shorten(page, steps=4)
+
+    seen = page.ask("""
+        window.seen = { progress: {}, previews: new Set() };
+        app.api.addEventListener('progress', e => (window.seen.progress[e.detail.node] ??= []).push(e.detail.value / e.detail.max));
+        app.api.addEventListener('b_preview_with_metadata', e => window.seen.previews.add(e.detail.displayNodeId ?? e.detail.nodeId));
+        return Object.fromEntries(app.graph.nodes.map(n => [n.title, String(n.id)]));
+    """)
+    page.queue()
+    bar = page.page.get_by_test_id("queue-progress-overlay")
+    bar.get_by_text("Total:").wait_for()
+    page.wait("node('TTIS Inversion').progress > 0 || node('BAM Edit').progress > 0")  # the bar on the node itself
+    page.pictures("Edit")
+    assert page.pictures("Before and after")[0][0] > 2 * 100
+    moved, previews = page.ask("return [window.seen.progress, [...window.seen.previews].map(String)]")
+    for title in (TTIS, BAM):
+        assert moved[seen[title]] == sorted(moved[seen[title]]) and len(moved[seen[title]]) >= 4 and moved[seen[title]][-1] == 1
+        assert seen[title] in previews
+    (queued,) = page.ask("return Object.values(await (await fetch('/api/history?max_items=1')).json()).map(entry => entry.prompt[2])")
+    assert {"orange sky.png", "a red sky"} <= {value for node in queued.values() for value in node["inputs"].values() if isinstance(value, str)}
+
+
+def test_a_broken_link_is_said(page):
+    page.open_template("baret_edit")
+    shorten(page)
+    page.ask("node('TTIS Inversion').disconnectInput(0); node('TTIS Inversion').disconnectInput(1)")
+    page.queue()
+    assert {"TTIS Inversion - model", "TTIS Inversion - positive"} <= set(page.complaint().splitlines())
+
+
+def test_a_wrong_link_gets_our_sentence(page):
+    page.open_template("baret_edit")
+    shorten(page)
+    page.ask("""
+        const other = LiteGraph.createNode('EmptySD3LatentImage');
+        app.graph.add(other);
+        other.connect(0, node('TTIS Inversion'), node('TTIS Inversion').inputs.findIndex(i => i.name === 'latent'));
+    """)
+    page.queue()
+    text = page.complaint()
+    assert "TTIS Inversion: the latent is" in text and "encode a picture with the VAE of this checkpoint" in text
