@@ -1,6 +1,6 @@
 """Make the README's strip and the templates' thumbnails anew, each a true output of a real server on the drawn world.
 
-    python dev/gallery.py     # writes docs/edits.png and example_workflows/*.jpg
+    python dev/gallery.py     # writes docs/edits.png, example_workflows/*.jpg and the pictures of the help pages, web/docs/*.png
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import comfyui
 import workflows
 
 OUT = workflows.FOLDER.parent / "docs" / "edits.png"
+HELP = workflows.FOLDER.parent / "web" / "docs"
 SIDE, GAP = 192, 12
 
 # Scene, target text, whether shapes may change.
@@ -47,6 +48,27 @@ def result(client, name: str) -> bytes:
     return client.view(outputs[last]["images"][0])
 
 
+def looks(client) -> dict[str, bytes]:
+    """The pictures of the nodes to look with, by the names of their help pages' files, behind one run of `baret_edit`."""
+    prompt = json.loads((workflows.API_FOLDER / "baret_edit.json").read_text(encoding="utf-8"))
+    ids = {node["class_type"]: id for id, node in prompt.items()} | {node["_meta"]["title"]: id for id, node in prompt.items()}
+    world, scene, ttis, bam = ids["BaretWorldLoader"], ids["BaretWorldScene"], ids["BaretTTISInversion"], ids["BaretBAMEdit"]
+    inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
+    models = {"model": [world, 0], "vae": [world, 2]}
+    dials = {name: value for name, value in prompt[bam]["inputs"].items() if not isinstance(value, list)}
+    nodes = {
+        "inversion_report": ("BaretInversionReport", inversion),
+        "edit_sweep": ("BaretEditSweep", {**models, **inversion, **dials, "eta_ranges": "1, 0.9-0.1, 0.6-0.1", "tau_sa": "0.1, 0.2, 0.3, 0.4", "tau_ca": "0.6"}),
+        "attention_maps": ("BaretAttentionMaps", {
+            **models, "trajectory": [ttis, 0], "embeddings": [ids["BaretTransitionEmbedding"], 0], "clip": [world, 1], "text": workflows.SCENE_TEXT, "words": "dog, lying, snow, tree",
+            "start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse", **{name: dials[name] for name in ("tau_sa", "tau_ca", "cfg")},
+        }),
+        "edit_metrics": ("BaretEditMetrics", {"source": [scene, 0], "edit": prompt[ids["Edit"]]["inputs"]["images"], "mask": [scene, 2], "text": ""}),
+    }
+    outputs = client.run(prompt | {name: {"class_type": type, "inputs": inputs} for name, (type, inputs) in nodes.items()}).outputs
+    return {name: client.view(outputs[name]["images"][0]) for name in nodes}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the README's pictures anew.")
     comfyui.add_arguments(parser)
@@ -67,9 +89,11 @@ def main() -> None:
         for name in (build.__name__ for build in workflows.WORKFLOWS):
             picture = Image.open(io.BytesIO(result(client, name))).convert("RGB")
             picture.resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(workflows.FOLDER / f"{name}.jpg", quality=88)
+        for name, data in looks(client).items():
+            Image.open(io.BytesIO(data)).convert("RGB").save(HELP / f"{name}.png", optimize=True)
     OUT.parent.mkdir(exist_ok=True)
     sheet.save(OUT)
-    print(OUT, *sorted(workflows.FOLDER.glob("*.jpg")), sep="\n")
+    print(OUT, *sorted([*workflows.FOLDER.glob("*.jpg"), *HELP.glob("*.png")]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,13 @@ def test_comes_back_to_the_bit(inversion, saved):
     assert embeddings.missing_positive == embeddings.missing_negative == ()
 
 
+def test_thresholds_come_back_and_files_without_them_still_load(inversion, saved, tmp_path):
+    assert load_inversion(saved)[1].thresholds is None
+    levels = torch.linspace(1e-5, 1e-3, STEPS)
+    save_inversion(tmp_path / "new.safetensors", inversion[0], replace(inversion[1], thresholds=levels))
+    assert torch.equal(load_inversion(tmp_path / "new.safetensors")[1].thresholds, levels)
+
+
 def test_a_negative_of_each_step_comes_back(inversion, tmp_path):
     trajectory, embeddings = inversion
     negative = torch.rand(STEPS, IMAGES, 3, 8)
