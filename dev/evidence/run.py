@@ -1,0 +1,93 @@
+"""Make `docs/evidence.md` and its figures anew: what the method does on the drawn world, against its peers, with intervals.
+
+    python dev/evidence/run.py RUN            # half an hour on two idle cores; stopped, the same command goes on
+    python dev/evidence/run.py RUN --report   # only the tables and figures of what RUN holds
+
+Seeded; two workers of one thread each. RUN holds a result for each measurement (`results/*.json`), the classifiers and a few pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+import comfyui  # noqa: E402
+
+_bench = None
+
+
+def _start(run: Path, sizes: dict[str, int]) -> None:
+    global _bench
+    from studies import Bench
+
+    _bench = Bench(run, sizes)
+
+
+def _measure(task: tuple) -> None:
+    """Run one group of a stage in a worker, and add up the processor's seconds."""
+    import studies
+
+    stage, index = task
+    function, *arguments = studies.GROUPS[stage][index]
+    before, spent = time.process_time(), _bench.run / f"{os.getpid()}.seconds"
+    function(_bench, *arguments)
+    spent.write_text(str(time.process_time() - before + (float(spent.read_text()) if spent.exists() else 0.0)))
+
+
+def measure(run: Path, sizes: dict[str, int]) -> None:
+    """All stages; what one chooses the next ones take from ``RUN/chosen.json``."""
+    import studies
+
+    chosen: dict = {}
+    with multiprocessing.get_context("spawn").Pool(2, _start, (run, sizes)) as pool:
+        for stage, groups in studies.GROUPS.items():
+            for _ in pool.imap_unordered(_measure, [(stage, index) for index in range(len(groups))]):
+                pass
+            if stage == "rates":
+                chosen["rates"] = studies.choose_rates(run)
+            elif stage == "tune":
+                chosen["settings"] = studies.choose_settings(run, chosen)
+            (run / "chosen.json").write_text(json.dumps(chosen, indent=1))
+
+
+def about(sizes: dict[str, int], seconds: float) -> dict:
+    """Machine, date, commit and time of the processors, for the document."""
+    git = lambda *arguments: subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    processor = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor()) if os.path.exists("/proc/cpuinfo") else platform.processor()
+    return {"machine": f"{processor}, {os.cpu_count()} cores, no GPU", "date": str(date.today()), "commit": git("rev-parse", "--short", "HEAD"), "minutes": round(seconds / 60, 1), "sizes": sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder for results; an earlier run in it is continued")
+    parser.add_argument("--scenes", type=int, default=48, help="scenes scored for each task (default: %(default)s)")
+    parser.add_argument("--tuning-scenes", type=int, default=8, help="other scenes on which each method's settings are chosen (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write the document from what RUN holds")
+    comfyui.add_arguments(parser)
+    options = parser.parse_args()
+    host = comfyui.enter(options, tests=True)
+    os.environ["COMFYUI_PATH"], os.environ["OMP_NUM_THREADS"] = str(host.path), "1"
+    sys.path.append(str(HERE))
+    options.run.mkdir(parents=True, exist_ok=True)
+    noted = options.run / "about.json"
+    if not options.report:
+        sizes = {"rates": options.tuning_scenes, "tune": options.tuning_scenes, "score": options.scenes}
+        measure(options.run, sizes)
+        noted.write_text(json.dumps(about(sizes, sum(float(path.read_text()) for path in options.run.glob("*.seconds")))))
+    from report import write
+
+    write(options.run)
+
+
+if __name__ == "__main__":
+    main()
