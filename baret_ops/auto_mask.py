@@ -19,6 +19,7 @@ def auto_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, 
     On the reconstruction's path the target text and the tuned one predict different noise where the text asks for a change.
     Their difference per unit of guidance, mean over channels and over LEVELS levels of the noisier half, smoothed over 3x3 cells, gives 0 up to
     ``threshold`` and 1 from three times that on. Between lies a ramp: a hard border costs fidelity beside the object and success within it.
+    A picture of which more than half is to change is free throughout: such a text asks for another scene, whose parts must fit together.
 
     Needs no map of attention. Costs two row-forwards a level and image.
     """
@@ -34,4 +35,5 @@ def auto_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, 
         total += (asked - shown).abs().mean(1, keepdim=True)
     difference = total / (len(levels) * trajectory.guidance_scale)
     smooth = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(difference, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return ((smooth - threshold) / (2 * threshold)).clamp(0.0, 1.0)
+    mask = ((smooth - threshold) / (2 * threshold)).clamp(0.0, 1.0)
+    return torch.where(mask.mean((1, 2, 3), keepdim=True) > 0.5, 1.0, mask)

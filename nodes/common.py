@@ -31,7 +31,7 @@ def bam_dials() -> list[io.Input]:
         io.Combo.Input("passes", options=["conditional", "both"], default="conditional", advanced=True, tooltip="Share attention in the pass with the text alone, or in the negative pass as well: both keeps more of the picture and costs a little more."),
         io.Int.Input("max_resolution", default=0, min=0, max=1024, step=8, advanced=True, tooltip="Share attention only where its grid has at most this many tokens squared; 0 is no limit. At 512x512 the grids are 64, 32, 16 and 8. Lower keeps fewer fine details. Useful: 0, 32 or 16."),
         io.Mask.Input("mask", optional=True, tooltip=MASK_TOOLTIP),
-        io.Float.Input("auto_mask", default=0.0, min=0.0, max=1.0, step=0.005, round=0.0001, advanced=True, tooltip="Above 0, keeps the picture wherever the text asks for nothing else than is there: how much the two predictions must differ. Higher keeps more of it. Useful: 0.01 to 0.02; 0 for a new background."),
+        io.Float.Input("auto_mask", default=0.0, min=0.0, max=1.0, step=0.005, round=0.0001, advanced=True, tooltip="Above 0, keeps the picture wherever the text asks for nothing else than is there: how much the two predictions must differ. Higher keeps more of it. A text that asks for more than half of the picture anew, as for another background, is not held back. Useful: 0.01 to 0.02."),
     ]
 
 

@@ -128,14 +128,14 @@ class TestAutoMask:
 
     @staticmethod
     def where_text_acts(x, sigma, *, cond=None, uncond=None, sharing=None, hooks=None):
-        """A network in whose right half alone the text matters."""
-        right = (torch.arange(x.shape[-1]) >= x.shape[-1] // 2).to(x)
-        return tuple(None if e is None else torch.tanh(x) + right * e.mean((1, 2))[:, None, None, None] for e in (cond, uncond))
+        """A network in whose last three columns alone the text matters; in pictures of seven rows in all but the first."""
+        acts = (torch.arange(8) >= (1 if x.shape[-2] == 7 else 5)).to(x)
+        return tuple(None if e is None else torch.tanh(x) + acts * e.mean((1, 2))[:, None, None, None] for e in (cond, uncond))
 
-    def inverted(self, asked):
-        """Two images of 8x8 cells; the first's tuned text is the target, the second's lies ``asked`` away."""
+    def inverted(self, asked, rows=8):
+        """Two images of ``rows`` x8 cells; the first's tuned text is the target, the second's lies ``asked`` away."""
         schedule = make_schedule(torch.linspace(0.03, 8.0, 1000, dtype=torch.float64), STEPS)
-        latents = [torch.randn(B, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)]
+        latents = [torch.randn(B, 2, rows, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)]
         target, negative = torch.ones(B, TOKENS, WIDTH, dtype=torch.float64), torch.zeros(B, TOKENS, WIDTH, dtype=torch.float64)
         tuned = (target - torch.tensor([0.0, asked], dtype=torch.float64)[:, None, None]).expand(STEPS, -1, -1, -1)
         for i in range(STEPS):
@@ -143,7 +143,7 @@ class TestAutoMask:
             x = latents[-1] * schedule.scale(i)
             cond, uncond = self.where_text_acts(x, sigma, cond=tuned[i], uncond=negative)
             latents.append((x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1))
-        trajectory = Trajectory(torch.randn(STEPS + 1, B, 2, 8, 8, dtype=torch.float64), torch.stack(latents), schedule, W, ModelFamily("epsilon", 2, WIDTH, 8.0, 1.0))
+        trajectory = Trajectory(torch.randn(STEPS + 1, B, 2, rows, 8, dtype=torch.float64), torch.stack(latents), schedule, W, ModelFamily("epsilon", 2, WIDTH, 8.0, 1.0))
         zeros = torch.zeros(STEPS, B)
         return trajectory, Embeddings(tuned, target, negative, torch.ones(STEPS), zeros, zeros.long())
 
@@ -152,15 +152,20 @@ class TestAutoMask:
         mask = auto_mask(self.where_text_acts, *self.inverted(asked), threshold=0.1)
         assert mask.shape == (B, 1, 8, 8)
         torch.testing.assert_close(mask[0], torch.zeros_like(mask[0]))
-        torch.testing.assert_close(mask[1, ..., 5:], torch.full_like(mask[1, ..., 5:], white))
-        torch.testing.assert_close(mask[1, ..., :3], torch.zeros_like(mask[1, ..., :3]))
+        torch.testing.assert_close(mask[1, ..., 6:], torch.full_like(mask[1, ..., 6:], white))
+        torch.testing.assert_close(mask[1, ..., :4], torch.zeros_like(mask[1, ..., :4]))
+
+    def test_is_white_throughout_where_more_than_half_is_to_change(self):
+        mask = auto_mask(self.where_text_acts, *self.inverted(0.9, rows=7), threshold=0.1)
+        assert torch.equal(mask[1], torch.ones_like(mask[1])), "also in the column where the text does nothing"
+        torch.testing.assert_close(mask[0], torch.zeros_like(mask[0]))
 
     def test_the_edit_keeps_the_pivots_outside_it_and_within_a_given_mask(self):
         trajectory, embeddings = self.inverted(0.9)
         free = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0)
         got = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0, auto_mask=0.1)
-        assert torch.equal(got[0], trajectory.pivots[-1][0]) and torch.equal(got[1, ..., :3], trajectory.pivots[-1][1, ..., :3])
-        torch.testing.assert_close(got[1, ..., 5:], free[1, ..., 5:])
+        assert torch.equal(got[0], trajectory.pivots[-1][0]) and torch.equal(got[1, ..., :4], trajectory.pivots[-1][1, ..., :4])
+        torch.testing.assert_close(got[1, ..., 6:], free[1, ..., 6:])
         none = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, auto_mask=0.1, mask=torch.zeros(1, 1, 8, 8, dtype=torch.float64))
         assert torch.equal(none, trajectory.pivots[-1])
 
