@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -166,19 +165,13 @@ def _bam_with(**changes):
 
 def falling_guidance(world, batch: Batch, inversion: tuple, end: float, **inputs) -> dict:
     """BAM with the edit's guidance going evenly from ``cfg`` to ``end``."""
-    plain = module("baret_ops.sampling").sample_edit
+    plain, images = module("baret_ops.sampling").guided_step, len(batch)
 
-    def sample_edit(trajectory, step, *, guidance_scale, **options):
-        last, images = trajectory.schedule.steps - 1, trajectory.images
+    def guided_step(schedule, i, x, cond, uncond, guidance_scale):
+        share = 1 + (end / guidance_scale - 1) * i / (schedule.steps - 1)
+        return plain(schedule, i, x, torch.cat([torch.lerp(uncond[:images], cond[:images], share), cond[images:]]), uncond, guidance_scale)
 
-        def weaker(i, sigma, x):
-            cond, uncond = step(i, sigma, x)
-            share = 1 + (end / guidance_scale - 1) * i / last
-            return torch.cat([torch.lerp(uncond[:images], cond[:images], share), cond[images:]]), uncond
-
-        return plain(trajectory, weaker, guidance_scale=guidance_scale, **options)
-
-    with _bam_with(sample_edit=sample_edit):
+    with _bam_with(guided_step=guided_step):
         return baret(world, batch, inversion, **inputs)
 
 
@@ -207,7 +200,7 @@ def injection_outside(world, batch: Batch, inversion: tuple, threshold: float, *
 def residual_back(world, batch: Batch, inversion: tuple, threshold: float, **inputs) -> dict:
     """BAM with what the target text's step misses of the pivots added back to the edit outside the automatic mask."""
     trajectory, embeddings, _ = inversion
-    schedule_module, plain = module("baret_ops.schedule"), module("baret_ops.sampling").sample_edit
+    levels, plain, images = module("baret_ops.schedule"), module("baret_ops.sampling").guided_step, len(batch)
     schedule, keep = trajectory.schedule, 1 - found_mask(world, inversion, threshold)[:, None]
 
     def residuals(predict):
@@ -215,12 +208,17 @@ def residual_back(world, batch: Batch, inversion: tuple, threshold: float, **inp
         for i in range(schedule.steps):
             sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
             x = trajectory.pivots[i] * schedule.scale(i)
-            eps = schedule_module.guide(*predict(x, sigma, cond=embeddings.target, uncond=embeddings.negative), inputs.get("cfg", CFG))
-            found.append(trajectory.pivots[i + 1] - schedule_module.ddim_step(x, eps, sigma, sigma_next) / schedule.scale(i + 1))
+            eps = levels.guide(*predict(x, sigma, cond=embeddings.target, uncond=embeddings.negative), inputs.get("cfg", CFG))
+            found.append(trajectory.pivots[i + 1] - levels.ddim_step(x, eps, sigma, sigma_next) / schedule.scale(i + 1))
         return found
 
     missed = inside(world, trajectory, embeddings, residuals)
-    with _bam_with(sample_edit=partial(plain, blend=lambda i, z: z + keep * missed[i])):
+
+    def guided_step(schedule, i, *given):
+        z, denoised = plain(schedule, i, *given)
+        return torch.cat([z[:images] + keep * missed[i], z[images:]]), denoised
+
+    with _bam_with(guided_step=guided_step):
         return baret(world, batch, inversion, **inputs)
 
 
