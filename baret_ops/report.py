@@ -21,10 +21,10 @@ class Reconstruction:
 
 def reconstruction_error(trajectory: Trajectory) -> Reconstruction:
     """The last reconstructed latent against the image's own."""
-    picture, redrawn = trajectory.pivots[-1].double(), trajectory.latents[-1].double()
+    picture, redrawn = (each[-1].cpu().double() for each in (trajectory.pivots, trajectory.latents))
     square = (redrawn - picture).square()
     decibels = 10 * torch.log10(picture.square().flatten(1).mean(1) / square.flatten(1).mean(1))
-    return Reconstruction(square.mean(1).sqrt().float().cpu(), decibels.float().cpu())
+    return Reconstruction(square.mean(1).sqrt().float(), decibels.float())
 
 
 def inversion_text(trajectory: Trajectory, embeddings: Embeddings) -> str:

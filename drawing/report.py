@@ -63,7 +63,7 @@ def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None
             axes.set_axis_off()
             axes.set_title(str(number) if images > 1 else "")
         rows[1].suptitle("where the reconstruction is off")
-        rows[1].colorbar(drawn, ax=list(maps), shrink=0.9)
+        rows[1].colorbar(drawn, ax=list(maps), shrink=0.9, panchor=(0.5, 0.5))
         data = io.BytesIO()
         FigureCanvasAgg(figure).print_png(data)
     return Image.open(data).convert("RGB")

@@ -119,7 +119,7 @@ def keep(value: Tensor) -> Tensor:
 
 
 def alike(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Pictures ``[B,H,W,3]`` to be compared, and their mask ``[B,H,W]``, at the edit's size and number.
+    """Pictures ``[B,H,W,3]`` to be compared, and their mask ``[B,H,W]``, at the edit's size and number, on the CPU.
 
     A source that is up to 7 pixels bigger loses what the VAE cut off its edges. Raises ValueError for other sizes or numbers.
     """
@@ -132,6 +132,7 @@ def alike(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tensor, Te
     for name, count in (("source pictures", source.shape[0]), ("masks", 1 if mask is None else mask.reshape(-1, *mask.shape[-2:]).shape[0])):
         if count not in (1, images):
             raise ValueError(f"{count} {name} came for {images} edit(s); one, or one per edit, fits.")
+    source, edit, mask = source.cpu(), edit.cpu(), None if mask is None else mask.cpu()
     top, left = (pixels // 2 for pixels in extra)
     if mask is not None:
         mask = latent_mask(mask, images, source.shape[:3])[:, 0, top : top + height, left : left + width].expand(images, -1, -1)

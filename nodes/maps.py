@@ -12,7 +12,7 @@ from ..drawing.pictures import grid, to_pil, to_tensor, with_heat
 from ..host import models
 from ..host.text import find_word, read_tokens
 from .common import CATEGORY, EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of, sample_edit
-from .texts import CLIP_TOOLTIP, source_tokens
+from .texts import CLIP_TOOLTIP, target_tokens
 
 _PROCESSES = ("reconstruction", "transition", "edit")
 
@@ -59,7 +59,7 @@ class BaretAttentionMaps(io.ComfyNode):
             span = range(int(start_percent * steps + 0.5), int(end_percent * steps + 0.5))
             if not span:
                 raise ValueError(f"start_percent {start_percent:g} to end_percent {end_percent:g} of {steps} steps leaves none; widen it.")
-            tokens = source_tokens(clip, embeddings, text, "text")
+            tokens = target_tokens(clip, embeddings, text)
             asked = [part.strip() for part in words.split(",") if part.strip()]
             asked = asked or list(dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word))))
             if not asked:

@@ -56,7 +56,7 @@ class BaretEditMetrics(io.ComfyNode):
                     raise ValueError(f"CLIPScore needs clip, clip_vision and text, and {' and '.join(missing)} came empty; connect all three, or none.")
                 pictures = host_clip.image_features(clip_vision, torch.cat([edit, source]))
                 wanted = host_clip.text_features(clip, text, pictures.shape[-1])
-                found["clip_score"], found["clip_score_source"] = clip_score(pictures, wanted).to(edit.device).chunk(2)
+                found["clip_score"], found["clip_score_source"] = clip_score(pictures, wanted).cpu().chunk(2)
 
             rows = [{name: float(values[b]) for name, values in found.items()} for b in range(len(edit))]
             captioned = torch.cat([to_tensor(with_caption(to_pil(picture), _lines(row))) for picture, row in zip(edit, rows)])

@@ -21,14 +21,23 @@ def with_target(clip, embeddings: Embeddings, target_text: str) -> tuple[Embeddi
     return embeddings.with_target(target, embeddings.positive_options), text.read_tokens(clip, target_text)
 
 
-def source_tokens(clip, embeddings: Embeddings, source_text: str, role: str = "source_text") -> Tokens:
-    """The tokens of the source's text. role: its input's name. Raises ValueError unless it is the text that the picture was inverted with."""
-    encoded, _ = conditioning.read_text(text.encode(clip, source_text), role, embeddings.images, embeddings.target.shape[-1])
+def source_tokens(clip, embeddings: Embeddings, written: str) -> Tokens:
+    """The tokens of the source's text. Raises ValueError unless it is the text that the picture was inverted with."""
+    return _own_tokens(clip, (embeddings.target, embeddings.tuned[0]), written, "source_text", "the text that the picture was inverted with")
+
+
+def target_tokens(clip, embeddings: Embeddings, written: str) -> Tokens:
+    """The tokens of the embeddings' target text, from the input ``text``. Raises ValueError for another text."""
+    return _own_tokens(clip, (embeddings.target,), written, "text", "the target text of these embeddings")
+
+
+def _own_tokens(clip, own: tuple[Tensor, ...], written: str, role: str, whose: str) -> Tokens:
+    encoded, _ = conditioning.read_text(text.encode(clip, written), role, own[0].shape[0], own[0].shape[-1])
     # They may have been repeated to the length of another text.
-    own = (each[:, : encoded.shape[1]] for each in (embeddings.target, embeddings.tuned[0]))
+    own = (each[:, : encoded.shape[1]] for each in own)
     if not any(each.shape == encoded.shape and torch.allclose(each, encoded.to(each.device), rtol=0.0, atol=0.05 * float(encoded.abs().max())) for each in own):
-        raise ValueError(f"{role} is not the text that the picture was inverted with; write the same text, with the same CLIP, into both.")
-    return text.read_tokens(clip, source_text)
+        raise ValueError(f"{role} is not {whose}; write the same text, with the same CLIP, into both.")
+    return text.read_tokens(clip, written)
 
 
 def read_values(clip, tokens: Tokens, written: str, role: str) -> list[tuple[tuple[int, ...], float]]:

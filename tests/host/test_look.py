@@ -1,5 +1,6 @@
 """The nodes to look with, inside the host: reports, metrics, sweeps, maps."""
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -161,8 +162,10 @@ class TestClipScore:
         from safetensors.torch import save_file
 
         stored = [{name: weight.detach().contiguous() for name, weight in peer.state_dict().items() if "position_ids" not in name} for peer in peers]
+        about = tmp_path_factory.mktemp("clip_vision") / "config.json"
+        about.write_text(json.dumps({**self.LAYERS, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "num_channels": 3, "projection_dim": self.WIDTH, "model_type": "clip_vision_model"}))
         with torch.inference_mode():
-            vision = comfy.clip_vision.ClipVisionModel({**self.LAYERS, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "num_channels": 3, "projection_dim": self.WIDTH, "model_type": "clip_vision_model"})
+            vision = comfy.clip_vision.ClipVisionModel(about)
             assert vision.load_sd(dict(stored[0])).missing_keys == []
 
         small = {**self.LAYERS, "hidden_act": "quick_gelu", "max_position_embeddings": 77, "eos_token_id": 49407, "vocab_size": 49408}
@@ -357,6 +360,19 @@ class TestAttentionMaps:
         assert list(every) == ["a", "blue", "dog", "lying", "in", "the", "snow", "middle", "facing", "left", "sun", "tree"]
         assert self.numbers(maps(words="(dog:1.4), sun")[2]) == {word: every[word] for word in ("dog", "sun")}
 
+    def test_of_another_text_over_the_same_inversion(self, maps, execute, world, host):
+        """A long text in Transition Embedding repeats the inversion's own; words are those of the new one."""
+        long = "a blue cat lying in the snow, " + "in the middle, facing left, sun, tree, " * 4
+        with torch.inference_mode():
+            (positive,) = host.nodes.CLIPTextEncode().encode(world.clip, long)
+        (moving,) = execute("BaretTransitionEmbedding", embeddings=world.embeddings, positive=positive)
+        assert moving.target.shape[1] > world.embeddings.target.shape[1]
+        assert list(self.numbers(maps(embeddings=moving, text=long, words="cat, sun")[2])) == ["cat", "sun"]
+        (short,) = execute("BaretTransitionEmbedding", embeddings=moving, positive=[[world.embeddings.target, {}]])
+        assert list(self.numbers(maps(embeddings=short, words="dog")[2])) == ["dog"]
+        with pytest.raises(ValueError, match="text is not the target text"):
+            maps(embeddings=moving)
+
     def test_of_a_rigid_edit(self, maps, world):
         numbers = self.numbers(maps(words="dog", embeddings=world.embeddings)[2])["dog"]
         assert numbers["transition"] == numbers["reconstruction"]
@@ -370,7 +386,7 @@ class TestAttentionMaps:
         "inputs, sentence",
         [
             ({"words": "dog, cat"}, "'cat' is not in text; its words are: a blue dog lying in the snow middle facing left sun tree"),
-            ({"text": "a red dog"}, "text is not the text that the picture was inverted with"),
+            ({"text": "a red dog"}, "text is not the target text of these embeddings; write the same text, with the same CLIP"),
             ({"resolutions": "17"}, "resolutions has '17' and the grids of this picture are 16x16, 8x8; name widths of these"),
             ({"resolutions": "fine"}, "resolutions has 'fine'; coarse, all, or widths"),
             ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent 0.5 to end_percent 0.5 of 10 steps leaves none"),
