@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -14,22 +14,17 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ..baret_ops.attention import Hooks, Sharing
 from ..baret_ops.inversion import OnStep
 from ..baret_ops.predict import Predict
 from ..baret_ops.schedule import Schedule
-from . import attention
+from . import attention, gradients as backward
 from .conditioning import Options
 
 Result = TypeVar("Result")
 Loop = Callable[[Predict, torch.device], Result]
-
-_GRADIENT_ROWS = 6
-"""Latents whose sampling the host takes to need the memory of tuning one. It reckons with two rows a latent; what one
-differentiated row of SD1.5's UNet keeps for backward was measured at 8.7 of the host's rows (397 MB at 384x384 in 16 bit, which makes 706 MB at 512x512)."""
 
 
 def sample(
@@ -50,13 +45,15 @@ def sample(
     gradients: whether the loop differentiates; it then runs outside inference mode, on a fully loaded model.
     Raises what the loop raises; an out-of-memory error names the sizes and what lowers them.
     """
+    latents = torch.zeros([rows, *shape])
     if gradients:
-        model = _fully_loadable(model)
-        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, "baret", _load_fully)
+        model = backward.fully_loadable(model)
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, "baret", backward.load_fully)
+        # The host frees memory for two rows a latent of what it is shown.
+        latents = torch.zeros([rows + math.ceil(backward.activations(model, rows, shape) / model.memory_required([2, *shape])), *shape])
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": [[positive[0], dict(positive[1])]], "negative": [[negative[0], dict(negative[1])]]})
-    latents = torch.zeros([rows * (_GRADIENT_ROWS if gradients else 1), *shape])
-    run = _Run(loop, gradients)
+    run = _Run(loop, rows if gradients else 0)
     try:
         guider.sample(latents, latents, run, schedule.sigmas.float(), disable_pbar=True)
     except Exception as error:
@@ -96,22 +93,20 @@ def picture_progress(total: int) -> Callable[..., None]:
 class _Run(comfy.samplers.Sampler):
     """The host's Sampler interface around a loop; the loop's own result replaces the sampled latent."""
 
-    def __init__(self, loop: Loop, gradients: bool):
-        self.loop, self.gradients, self.result = loop, gradients, None
+    def __init__(self, loop: Loop, tuned: int):
+        self.loop, self.tuned, self.result = loop, tuned, None  # tuned: rows that will be differentiated at once, if any
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         options = extra_args["model_options"]
-        if not self.gradients:
+        if not self.tuned:
             self.result = self.loop(_Predictor(guider, options), noise.device)
             return noise
-        options = _with_transformer_options(options, {"optimized_attention_override": _differentiable_attention})
-        # Nodes run in inference mode, where nothing can be saved for backward.
-        with torch.inference_mode(False), torch.no_grad():
-            modules = [model for patcher in (guider.model_patcher, *guider.loaded_models) if isinstance(model := getattr(patcher, "model", patcher), torch.nn.Module)]
-            for module in modules:
-                _leave_inference(module)
-            with _saving_copies(modules) if _patched(guider, options) else contextlib.nullcontext():
-                self.result = self.loop(_Predictor(guider, options), noise.device)
+        options = _with_transformer_options(options, {"optimized_attention_override": backward.attention})
+        model = guider.model_patcher
+        modules = [part for patcher in (model, *guider.loaded_models) if isinstance(part := getattr(patcher, "model", patcher), torch.nn.Module)]
+        recompute = backward.must_recompute(model, self.tuned, noise.shape[1:])
+        with backward.differentiable(modules, recompute=recompute, patched=_patched(guider, options)):
+            self.result = self.loop(_Predictor(guider, options), noise.device)
         return noise
 
 
@@ -170,58 +165,6 @@ def _with_sharing(options: dict, sharing: Sharing) -> dict:
             }
         },
     )
-
-
-def _differentiable_attention(attention, *args, **kwargs):
-    """Attention through pytorch's kernel: SageAttention and other inference kernels have no backward."""
-    return attention_pytorch(*args, **kwargs)
-
-
-def _fully_loadable(model):
-    """A clone that loads its weights whole: a dynamic patcher streams them through buffers reused before backward reads them."""
-    if not (hasattr(model, "is_dynamic") and model.is_dynamic()):
-        return model.clone()
-    try:
-        with torch.inference_mode(False):
-            return model.clone(disable_dynamic=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the model's loader cannot load it whole for tuning ({error}); load it with Load Checkpoint or Load Diffusion Model, "
-            "or start ComfyUI with --disable-dynamic-vram."
-        ) from error
-
-
-def _load_fully(executor, model, *args, **kwargs):
-    """A PREPARE_SAMPLING wrapper: offloaded weights pass through buffers that are reused before backward reads them."""
-    result = executor(model, *args, **{**kwargs, "force_full_load": True})
-    if model.model.model_lowvram and not comfy.model_management.is_device_cpu(model.load_device):
-        size = model.model_size() / 1024**3
-        raise ValueError(
-            f"the tuning needs the whole model ({size:.1f} GB) on the GPU and only a part of it could be loaded; close other programs "
-            "that hold GPU memory, use a smaller picture or 16-bit weights, and start ComfyUI without --novram or --lowvram."
-        )
-    return result
-
-
-def _saving_copies(modules: list[torch.nn.Module]) -> torch.autograd.graph.saved_tensors_hooks:
-    """Save copies of activations for backward: ControlNets and patches such as FreeU change in place what it still needs.
-
-    Not ``torch.autograd.graph.allow_mutation_on_saved_tensors``: it knows a tensor by its address, and confuses a saved one
-    that was let go with a new one in its place.
-    """
-    weights = {weight.untyped_storage().data_ptr() for module in modules for weight in module.parameters() if type(weight.data) is torch.Tensor}
-    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved if saved.untyped_storage().data_ptr() in weights else saved.clone(), lambda saved: saved)
-
-
-def _leave_inference(module: torch.nn.Module) -> None:
-    """Replace the inference tensors among a module's weights by normal ones of the same values, one at a time."""
-    for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is not None and weight.is_inference():
-                part._parameters[name] = torch.nn.Parameter(weight.clone(), requires_grad=False)
-        for name, buffer in part._buffers.items():
-            if buffer is not None and buffer.is_inference():
-                part._buffers[name] = buffer.clone()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

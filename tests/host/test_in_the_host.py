@@ -49,6 +49,13 @@ def plain(text):
     return call
 
 
+@pytest.fixture(params=["all kept", "recomputed"])
+def activations(request, monkeypatch, pack):
+    """With memory for all activations of the tuning, and without."""
+    if request.param == "recomputed":
+        monkeypatch.setattr(pack.modules["host.gradients"], "must_recompute", lambda *_: True)
+
+
 def works(model, invert, edit, plain, relative=1e-5, **inputs):
     """The equalities that tell that a patch acts in every pass as it does in plain sampling, and that tuning learns through it."""
     texts = {key: inputs[key] for key in ("positive", "negative") if key in inputs}
@@ -115,6 +122,7 @@ def controlnet(images=1):
         return control.copy().set_cond_hint(hint, 1.0, (0.0, 1.0))
 
 
+@pytest.mark.usefixtures("activations")
 def test_controlnet(make_model, invert, edit, plain, text):
     model = make_model()
     before = plain(model)
@@ -158,6 +166,7 @@ def test_controlnet_with_a_hint_per_image_and_on_both_texts(make_model, invert, 
             close(together.losses[:, row], alone.losses[:, 0], 1e-3)
 
 
+@pytest.mark.usefixtures("activations")
 def test_ipadapter_like_attention_replacements(make_model, invert, edit, plain):
     """An attn2 replacement that adds attention to image tokens, other ones in the negative pass, by the host's labels."""
     from comfy.ldm.modules.attention import optimized_attention
@@ -178,6 +187,7 @@ def test_ipadapter_like_attention_replacements(make_model, invert, edit, plain):
     assert {(0,), (1,)} <= set(labels) <= {(0,), (1,), (0, 1), (1, 0)}
 
 
+@pytest.mark.usefixtures("activations")
 def test_patch_lists_of_other_packs_compose(make_model, invert, edit, plain):
     model, fired = make_model().clone(), []
 
@@ -191,6 +201,7 @@ def test_patch_lists_of_other_packs_compose(make_model, invert, edit, plain):
     assert {("input", 1), ("input", 3), ("middle", 0), ("output", 0), ("output", 3)} <= set(fired)
 
 
+@pytest.mark.usefixtures("activations")
 def test_freeu(make_model, invert, edit, plain):
     from comfy_extras.nodes_freelunch import FreeU_V2
 
@@ -212,6 +223,7 @@ def test_attention_kernels_of_the_host(make_model, invert, edit, plain, monkeypa
     close(edit(model, trajectory, embeddings), wanted, 1e-4)
 
 
+@pytest.mark.usefixtures("activations")
 def test_a_kernel_without_backward(make_model, invert, edit):
     """SageAttention and the like sit in the override slot: they serve everywhere but under gradients, and stay in it."""
     from comfy.ldm.modules.attention import attention_pytorch
