@@ -58,9 +58,9 @@ def ending_at_zero():
         models.schedule_of = plain
 
 
-def adam_tested_after(learning_rate: float):
-    """The paper's rule with the stop tested after the update, as null-text inversion has it: every step updates at least once."""
-    adam = module("baret_ops.step_rules").Adam(learning_rate)
+def tested_after(learning_rate: float):
+    """The default rule with the stop tested after the update, as null-text inversion has it: every step updates at least once."""
+    plain = module("baret_ops.step_rules").Secant()
 
     def rule(step, embedding, memory):
         first = iter([True])
@@ -69,7 +69,7 @@ def adam_tested_after(learning_rate: float):
             def unfinished(self, losses):
                 return list(range(len(losses))) if next(first, False) else super().unfinished(losses)
 
-        return adam(Late(**vars(step)), embedding, memory)
+        return plain(Late(**vars(step)), embedding, memory)
 
     return rule
 
