@@ -74,7 +74,7 @@ def main() -> None:
     comfyui.add_arguments(parser)
     host = comfyui.enter(parser.parse_args())
     import comfy_server  # both need the host's interpreter
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     font = ImageFont.load_default(13)
     sheet = Image.new("RGB", (2 * (3 * SIDE + 3 * GAP), 2 * (SIDE + 34)), "white")
@@ -88,7 +88,7 @@ def main() -> None:
             draw.text((left, top + SIDE + 6), f"\u201c{text}\u201d", fill="black", font=font)
         for name in (build.__name__ for build in workflows.WORKFLOWS):
             picture = Image.open(io.BytesIO(result(client, name))).convert("RGB")
-            picture.resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(workflows.FOLDER / f"{name}.jpg", quality=88)
+            ImageOps.contain(picture, (2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(workflows.FOLDER / f"{name}.jpg", quality=88)
         for name, data in looks(client).items():
             Image.open(io.BytesIO(data)).convert("RGB").save(HELP / f"{name}.png", optimize=True)
     OUT.parent.mkdir(exist_ok=True)

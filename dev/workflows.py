@@ -37,8 +37,8 @@ WORLD_INVERSION = {"steps": 25, "learning_rate": 0.01}
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, GAP, TITLE = 300, 20, 70
-PICTURE_NODES = {"LoadImage": 300, "PreviewImage": 210, "SaveImage": 210, "MaskPreview": 210}  # room for the picture they show
-LIVE = ("BaretTTISInversion", "BaretBAMEdit")  # show what they work on while they run
+PICTURE_NODES = {"LoadImage": 300, "PreviewImage": 210, "SaveImage": 210, "MaskPreview": 210, "BaretLabelledGrid": 210}  # room for the picture they show
+LIVE = ("BaretTTISInversion", "BaretNullTextInversion", "BaretInversion", "BaretBAMEdit", "BaretPromptToPromptEdit", "BaretMasaCtrlEdit", "KSampler")  # show what they work on while they run
 LIVE_ROOM = 250
 
 
@@ -293,7 +293,65 @@ queue as often as you like. It works best for texts close to the one that was in
     return w
 
 
-WORKFLOWS = (baret_edit, baret_edit_photo, baret_rigid_edit, baret_masked_edit, baret_invert_once, baret_stock_sampler)
+def baret_compare() -> Workflow:
+    """One picture and one text through BARET and the methods it is measured against, side by side."""
+    w = Workflow("baret_compare")
+    w.stage("1. Model, picture, words", """\
+**Press Run**: it works as it is, with nothing to download. The same picture and the same words go through five methods; the grid on the right shows all.
+
+- **Target text** is what the picture should become. The three methods in the middle also need a text of the picture *as it is*: the caption of the
+scene, for a photo your own description.
+- **Your own photo**: put *Load Checkpoint*, *Load Image* and *VAE Encode* in place of *Load Drawn World* and *Drawn Scene*; then set `steps` to 50 and `first_block` to 10.""")
+    loader = w.add("BaretWorldLoader")
+    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    w.add("PreviewImage", "Before", images=scene["image"])
+    w.column()
+    words = w.add("PrimitiveStringMultiline", "Target text", value=SCENE_TEXT)
+    target = w.add("CLIPTextEncode", "Target", clip=loader["clip"], text=words["STRING"])
+    described = w.add("CLIPTextEncode", "The picture as it is", clip=loader["clip"], text=scene["caption"])
+    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=loader["clip"], text="")
+    latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
+    steps = WORLD_INVERSION["steps"]
+    inverted = {"model": loader["model"], "negative": negative["CONDITIONING"], "latent": latent["LATENT"]}
+    texts = {"clip": loader["clip"], "target_text": words["STRING"]}
+
+    w.stage("2. BARET", "Tunes the *target* text; needs no text of the picture. Stages as in `baret_edit`.")
+    ttis = w.add("BaretTTISInversion", positive=target["CONDITIONING"], **inverted, **WORLD_INVERSION, step_rule="adam", iterations=5)
+    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
+    bam = w.add("BaretBAMEdit", model=loader["model"], trajectory=ttis["trajectory"], embeddings=transition["embeddings"])
+
+    w.stage("3. Null-text inversion, prompt-to-prompt", """\
+Tunes the *negative*; words that both texts have keep the attention they have in the picture. `step_rule` adam with 10 `iterations` is the published one: closer,
+and four times as slow.""")
+    null = w.add("BaretNullTextInversion", positive=described["CONDITIONING"], **inverted, steps=steps, iterations=1, step_rule="secant_memory")
+    p2p = w.add("BaretPromptToPromptEdit", model=loader["model"], trajectory=null["trajectory"], embeddings=null["embeddings"], **texts, source_text=scene["caption"],
+                self_share=0.4, blend_words="dog")
+
+    w.stage("4. Direct inversion, MasaCtrl", "Nothing is tuned; the new layout is filled with the picture's content.")
+    direct = w.add("BaretInversion", positive=described["CONDITIONING"], **inverted, steps=steps)
+    masactrl = w.add("BaretMasaCtrlEdit", model=loader["model"], trajectory=direct["trajectory"], embeddings=direct["embeddings"], **texts, start_step=2, first_block=5)
+
+    w.stage("5. Stock nodes: SDEdit, Blended Diffusion", """\
+**SDEdit** adds noise (`denoise`) and samples the target text. **Blended Diffusion** samples it from noise inside a mask and keeps the picture around it, at every step.""")
+    stock = {"model": loader["model"], "positive": target["CONDITIONING"], "negative": negative["CONDITIONING"], "seed": 0, "steps": steps, "cfg": 7.5, "sampler_name": "euler",
+             "scheduler": "ddim_uniform"}
+    sdedit = w.add("KSampler", "SDEdit", **stock, latent_image=latent["LATENT"], denoise=0.7)
+    w.column()
+    grown = w.add("GrowMask", mask=scene["mask"], expand=24, tapered_corners=True)
+    inside = w.add("SetLatentNoiseMask", samples=latent["LATENT"], mask=grown["MASK"])
+    blended = w.add("KSampler", "Blended Diffusion", **stock, latent_image=inside["LATENT"], denoise=1.0)
+
+    w.stage("6. Side by side", "Which keeps the picture, and which obeys the text? Change the target text, or the scene's `seed` (then also the text), and run again.")
+    edits = [w.add("VAEDecode", samples=samples, vae=loader["vae"])["IMAGE"]
+             for samples in (bam["edit"], p2p["edit"], masactrl["edit"], sdedit["LATENT"], blended["LATENT"])]
+    w.column()
+    grid = w.add("BaretLabelledGrid", labels="the picture\nBARET\nnull-text + prompt-to-prompt\ndirect + MasaCtrl\nSDEdit\nBlended Diffusion",
+                 **{f"image_{number}": image for number, image in enumerate([scene["image"], *edits], 1)})
+    w.add("SaveImage", "All methods", images=grid["grid"], filename_prefix="baret/compare")
+    return w
+
+
+WORKFLOWS = (baret_edit, baret_edit_photo, baret_rigid_edit, baret_masked_edit, baret_invert_once, baret_stock_sampler, baret_compare)
 
 
 # --- the two forms --------------------------------------------------------------------------------------------------
@@ -313,10 +371,11 @@ class Input:
         return self.type in WIDGETS
 
     def value(self, node: Node):
-        """What the widget shows: the node's value, else the server's default (a combo's first entry if it names none)."""
-        if self.name in node.inputs:
-            return node.inputs[self.name]
-        return self.options["default"] if "default" in self.options else self.options["options"][0]
+        """What the widget shows: the node's value, else the server's default (a combo's first entry if it names none, no text where it has no entries)."""
+        given = node.inputs.get(self.name)
+        if given is not None and not isinstance(given, Link):
+            return given
+        return self.options["default"] if "default" in self.options else self.options.get("options", [""])[0]
 
 
 def _schema(info: dict, node: Node) -> list[Input]:
@@ -345,10 +404,11 @@ def api_form(workflow: Workflow, info: dict) -> dict:
     for node in workflow.nodes():
         inputs = {}
         for i in _schema(info, node):
-            if i.is_widget:
-                inputs[i.name] = i.value(node)
-            elif link := node.inputs.get(i.name):
+            link = node.inputs.get(i.name)
+            if isinstance(link, Link):
                 inputs[i.name] = [str(link.node.id), _slot(info, link)]
+            elif i.is_widget:
+                inputs[i.name] = i.value(node)
         prompt[str(node.id)] = {"inputs": inputs, "class_type": node.type,
                                 "_meta": {"title": node.title or info[node.type]["display_name"]}}
     return prompt
@@ -359,14 +419,15 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     nodes, links, groups = {}, [], []
     for node in workflow.nodes():
         entry = nodes[node.id] = _ui_node(node, info)
-        for slot, i in enumerate(i for i in _schema(info, node) if not i.is_widget):
+        for slot, i in enumerate(i for i in _schema(info, node) if not i.is_widget or isinstance(node.inputs.get(i.name), Link)):
             link = node.inputs.get(i.name)
             number = None
             if link is not None:
                 number, source = len(links) + 1, _slot(info, link)
                 links.append([number, link.node.id, source, node.id, slot, i.type])
                 nodes[link.node.id]["outputs"][source]["links"].append(number)
-            entry["inputs"].append({"name": i.name, "type": i.type, "link": number, **({"shape": 7} if i.optional else {})})
+            shape = {"widget": {"name": i.name}} if i.is_widget else {"shape": 7} if i.optional else {}
+            entry["inputs"].append({"name": i.name, "type": i.type, "link": number, **shape})
     x = 0
     for stage in workflow.stages:
         width = len(stage.columns) * (COLUMN + GAP) - GAP

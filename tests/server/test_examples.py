@@ -52,8 +52,10 @@ def test_both_forms_say_the_same(client, name):
         sockets = {entry["name"]: entry["link"] for entry in node["inputs"]}
         inputs = {n: [str(links[link][1]), links[link][2]] for n, link in sockets.items() if link is not None}
         values = iter(node["widgets_values"])
-        for n in (n for n in names if n not in sockets):
-            inputs[n] = next(values)
+        linked = {entry["name"] for entry in node["inputs"] if "widget" in entry}  # they keep a value, which their link overrides
+        for n in (n for n in names if n not in sockets or n in linked):
+            value = next(values)
+            inputs.setdefault(n, value)
             options = {**described["input"].get("required", {}), **described["input"].get("optional", {})}[n][1:]
             if options and options[0].get("image_upload"):
                 assert next(values) == "image"
