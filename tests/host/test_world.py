@@ -13,6 +13,11 @@ def psnr(a, b, where=None):
     return float(-10 * torch.log10(error))
 
 
+def done_of(edit, codec, ideal, where):
+    """0 where the edit is still the source (as its codec gives it), 1 where it is the ideal."""
+    return float(((edit - codec) * (ideal - codec) * where[..., None]).sum() / ((ideal - codec).square() * where[..., None]).sum())
+
+
 def reloaded(model):
     """The model anew from disk, as the host's clones of another kind (non-dynamic, deep) get it."""
     load, arguments = model.cached_patcher_init
@@ -181,12 +186,7 @@ class TestEdits:
             ideal = world.decode(world.latent(target))
             either = torch.maximum(mask, target_mask)
             edit, reconstruction = world.decode(edit), world.decode(reconstruction)
-            return SimpleNamespace(
-                codec=codec, edit=edit, reconstruction=reconstruction,
-                # 0 where the animal is still the source's, 1 where it is the ideal's
-                done=float(((edit - codec) * (ideal - codec) * either[..., None]).sum() / ((ideal - codec).square() * either[..., None]).sum()),
-                outside=psnr(edit, codec, 1 - either),
-            )
+            return SimpleNamespace(codec=codec, edit=edit, reconstruction=reconstruction, done=done_of(edit, codec, ideal, either), outside=psnr(edit, codec, 1 - either))
 
         return call
 
@@ -252,3 +252,55 @@ class TestEdits:
         poses = [run(seed, change, model=untrained) for seed, change in self.POSES[:1]]
         for runs in (colours, poses):
             assert not (self.mean(r.done for r in runs) > 0.5 and self.mean(r.outside for r in runs) > 20)
+
+
+class TestPeers:
+    """What each of the other methods is for, on scenes of its kind."""
+
+    SWAPS = [(14, {"animal": "cat"}), (21, {"colour": "blue"})]
+    POSES = [(14, {"pose": "lying"}), (21, {"pose": "sitting"})]
+
+    @pytest.fixture
+    def edited(self, world, scene, execute):
+        def call(seed, change, node, inversion="BaretInversion", inverted=None, **inputs):
+            (source, caption, mask), (target, text, target_mask) = scene(seed), scene(seed, **change)
+            given = {"model": world.model, "positive": world.encode(caption), "negative": world.encode(""), "latent": world.latent(source), "steps": 25, **(inverted or {})}
+            trajectory, embeddings, _ = execute(inversion, **given)
+            inputs = {name: caption if value == "caption" else value for name, value in inputs.items()}
+            out = execute(node, model=world.model, clip=world.clip, trajectory=trajectory, embeddings=embeddings, target_text=text, **inputs)
+            codec, either = world.decode(world.latent(source)), torch.maximum(mask, target_mask)
+            edit = world.decode(out[0])
+            return SimpleNamespace(
+                done=done_of(edit, codec, world.decode(world.latent(target)), either), outside=psnr(edit, codec, 1 - either), animal=mask, changed=out[-1]
+            )
+
+        return call
+
+    @staticmethod
+    def means(runs):
+        return sum(run.done for run in runs) / len(runs), sum(run.outside for run in runs) / len(runs)
+
+    def test_null_text_reconstructs(self, world, scene, execute):
+        source, caption, _ = scene(14)
+        given = {"model": world.model, "positive": world.encode(caption), "negative": world.encode(""), "latent": world.latent(source), "steps": 25}
+        codec = world.decode(given["latent"])
+        tuned = execute("BaretNullTextInversion", **given, step_rule="secant", iterations=1)[2]
+        plain, prompt, direct = (execute("BaretInversion", **given, method=method)[2] for method in ("DDIM", "negative-prompt", "direct"))
+        decibels = [psnr(world.decode(each), codec) for each in (plain, prompt, tuned, direct)]
+        assert decibels[2] > decibels[0] + 5 and decibels[1] > decibels[0] + 5 and decibels[3] > 60, decibels
+
+    def test_prompt_to_prompt_exchanges_a_word_and_keeps_the_rest(self, edited):
+        free = [edited(*swap, "BaretPromptToPromptEdit", source_text="caption") for swap in self.SWAPS]
+        done, outside = self.means(free)
+        assert done > 0.6 and outside > 24, (done, outside)
+
+        blended = [edited(*swap, "BaretPromptToPromptEdit", source_text="caption", blend_words="dog") for swap in self.SWAPS]
+        for run in blended:
+            assert (run.changed * run.animal).sum() > 0.9 * run.animal.sum(), "the mask covers the animal"
+            assert run.changed.mean() < 0.6, "and not the picture"
+        assert self.means(blended)[0] > done - 0.1 and self.means(blended)[1] > outside, (self.means(blended), done, outside)
+
+    @pytest.mark.parametrize("foreground", [{}, {"foreground_words": "dog", "source_text": "caption"}])
+    def test_masactrl_changes_the_pose_and_keeps_the_rest(self, edited, foreground):
+        done, outside = self.means([edited(*pose, "BaretMasaCtrlEdit", start_step=2, first_block=5, **foreground) for pose in self.POSES])
+        assert done > 0.6 and outside > 22, (done, outside)
