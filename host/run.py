@@ -26,6 +26,9 @@ from .conditioning import Options
 Result = TypeVar("Result")
 Loop = Callable[[Predict, torch.device], Result]
 
+_PICTURE_SIDE = 2048
+"""Longest side, in pixels, at which the host sends a picture of a node's own; left to itself it enlarges smaller ones."""
+
 
 def sample(
     model,
@@ -81,11 +84,15 @@ def progress(model, total: int) -> Callable[[int], OnStep]:
 
 
 def picture_progress(total: int) -> Callable[..., None]:
-    """The host's progress bar over ``total`` steps with pictures of the caller's: ``advance(picture=None, steps=1)``."""
+    """The host's progress bar over ``total`` steps with pictures of the caller's: ``advance(picture=None, steps=1)``.
+
+    The frontend goes on showing a node's last preview in place of its result, so a picture is sent large enough to be looked at, and
+    a node whose result is another picture sends none.
+    """
     bar = comfy.utils.ProgressBar(total)
 
     def advance(picture=None, steps: int = 1) -> None:
-        bar.update_absolute(bar.current + steps, total, picture and ("JPEG", picture, latent_preview.MAX_PREVIEW_RESOLUTION))
+        bar.update_absolute(bar.current + steps, total, picture and ("JPEG", picture, min(_PICTURE_SIDE, max(picture.size))))
 
     return advance
 

@@ -9,7 +9,7 @@ from ..baret_ops.attention import Site
 from ..baret_ops.bam import Edits, advance, transition_is_reconstruction
 from ..baret_ops.maps import MapSums, watch_words
 from ..drawing.pictures import grid, to_pil, to_tensor, with_heat
-from ..host import models
+from ..host import models, run
 from ..host.text import find_word, read_tokens
 from .common import CATEGORY, EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of, sample_edit
 from .texts import CLIP_TOOLTIP, target_tokens
@@ -69,24 +69,24 @@ class BaretAttentionMaps(io.ComfyNode):
             for column, positions in enumerate(places.values()):
                 shares[list(positions), column] = 1.0
             wanted, grids = _wanted(resolutions), {}
-            sums = MapSums(grid_size)
+            sums, show = MapSums(grid_size), run.picture_progress(steps)
 
             def wants(site: Site) -> bool:
                 grids[site.grid] = None
                 return wanted(site)
 
-            def look(predict, trajectory, mask, on_step):
-                def report(step, *latents):
-                    if step == span[0] and not sums.count:
-                        raise ValueError(f"resolutions has {resolutions!r} and the grids of this picture are {', '.join(f'{w}x{h}' for h, w in grids)}; name widths of these.")
-                    on_step(step, *latents)
+            def report(step, *_):
+                if step == span[0] and not sums.count:
+                    raise ValueError(f"resolutions has {resolutions!r} and the grids of this picture are {', '.join(f'{w}x{h}' for h, w in grids)}; name widths of these.")
+                show()
 
+            def look(predict, trajectory, mask, on_step):
                 edits = Edits.begin(trajectory, embeddings, [(tau_sa, tau_ca)])
-                (edits,) = advance(predict, trajectory, [edits], range(steps), guidance_scale=cfg, on_step=report, watch=watch_words(sums, shares, span, wants))
+                (edits,) = advance(predict, trajectory, [edits], range(steps), guidance_scale=cfg, on_step=on_step, watch=watch_words(sums, shares, span, wants))
                 redrawn = trajectory.latents[-1]
                 return redrawn, redrawn if transition_is_reconstruction(trajectory, embeddings, cfg) else edits.transition, edits.results()[0]
 
-            latents = sample_edit(model, trajectory, embeddings, None, len(_PROCESSES), look)
+            latents = sample_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=report)
             pictures = models.decode(vae, models.latent_out(trajectory.family, torch.cat(latents))).unflatten(0, (3, images))
             source = models.decode(vae, models.latent_out(trajectory.family, trajectory.pivots[-1]))
             heat = models.keep(sums.mean()).unflatten(0, (3, images)).movedim(0, 2)  # [B,W,3,h,w]

@@ -276,6 +276,7 @@ class TestEditSweep:
         values = [value for value, _, _ in shown]
         assert values == sorted(values) and shown[-1][:2] == (5 + 2 * 5, 5 + 2 * 5)
         sheets = [preview[1] for _, _, preview in shown if preview]
+        assert sheets[-1].size == (grid.shape[2], grid.shape[1]) and shown[-1][2][2] == max(grid.shape[1:3]), "the frontend goes on showing the last one"
         assert len(sheets) == 1 + len(self.ETAS)
         empty = [sum(row.getpixel((x, y)) == (0x2B, 0x2B, 0x2B) for x in (190, 320) for y in (190, 320)) for row in sheets]
         assert empty == [4, 2, 0]
@@ -348,6 +349,11 @@ class TestAttentionMaps:
             run.sample(model, loop, positive=(embeddings.target, {}), negative=(embeddings.negative, {}), rows=1, shape=trajectory.pivots.shape[2:], schedule=trajectory.schedule)
         assert len(found) >= 2 * len(steps)
         assert self.numbers(report)["blue dog"]["reconstruction"] == pytest.approx(float(torch.stack(found).mean()), abs=2e-4)
+
+    def test_progress_without_previews(self, maps, shown):
+        """The frontend would go on showing the last preview in place of the maps."""
+        maps(words="dog")
+        assert [value for value, _, _ in shown if value][-1] == STEPS and not any(preview for _, _, preview in shown)
 
     def test_the_edit_looks_where_the_transition_does_while_it_borrows(self, maps):
         for tau_ca, same in ((1.0, True), (0.0, False)):
