@@ -1,6 +1,6 @@
-"""The example workflows, described once and written in both forms.
+"""The example workflows, described once and written in both forms, and the subgraph blueprint.
 
-    python dev/workflows.py           # rewrites example_workflows/*.json (what a person opens) and api/*.json (what POST /prompt takes)
+    python dev/workflows.py     # rewrites example_workflows/*.json (what a person opens), api/*.json (what POST /prompt takes) and subgraphs/*.json
 
 Input names, their order, defaults and output slots are read from a running server, so that the files hold what the
 frontend itself would save. A test checks that the committed files are the ones this makes.
@@ -19,6 +19,7 @@ import comfyui
 
 FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
 API_FOLDER = FOLDER / "api"
+BLUEPRINTS = FOLDER.parent / "subgraphs"
 
 # The file ComfyUI's own SD1.5 templates name; `properties.models` makes the frontend offer the download.
 CHECKPOINT = {
@@ -33,9 +34,10 @@ PICTURE = PICTURE_FILE.name
 SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
-WORLD_INVERSION = {"steps": 25, "learning_rate": 0.01}
+WORLD_INVERSION = {"steps": 25}
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
 COLUMN, GAP, TITLE = 300, 20, 70
 PICTURE_NODES = {"LoadImage": 300, "PreviewImage": 210, "SaveImage": 210, "MaskPreview": 210, "BaretLabelledGrid": 210}  # room for the picture they show
 LIVE = ("BaretTTISInversion", "BaretNullTextInversion", "BaretInversion", "BaretBAMEdit", "BaretPromptToPromptEdit", "BaretMasaCtrlEdit", "KSampler")  # show what they work on while they run
@@ -59,6 +61,14 @@ class Link:
 
     node: Node
     output: str
+
+
+@dataclass(frozen=True)
+class Face:
+    """A socket or a dial on the outside of a subgraph, for one or several inputs within; `value` is where a dial stands if not at the server's default."""
+
+    name: str
+    value: object = None
 
 
 @dataclass
@@ -100,7 +110,7 @@ WORLD_NOTE = """\
 - Write into **Target text** what the picture *should become*: the whole scene, not an order. Dogs and cats that stand, sit,
 lie or jump, in six colours and five places, are what this model knows. Another `seed` is another scene.
 - **Your own photo**: open the workflow `baret_edit_photo`. Its nodes can take the place of *Load Drawn World* and *Drawn Scene*
-here too; then set `steps` to 50 and `learning_rate` to 0.001."""
+here too; then set `steps` to 50."""
 
 PHOTO_NOTE = """\
 Pick a **Stable Diffusion 1.x or 2.x checkpoint**, load a **photo**, and write what it **should become**: the whole
@@ -113,8 +123,7 @@ INVERT_NOTE = """\
 Finds the noise this picture comes from, then **tunes the embedding of your target text**, step by step, until the model
 redraws the picture with it. This is the slow stage, and it runs only once: changes further right do not repeat it.
 
-**The reconstruction should look like your picture.** If it does not, raise `iterations` (to 10) or `learning_rate` (twice).
-"""
+**The reconstruction should look like your picture.** If it does not, raise `iterations` (to 3)."""
 
 TRANSITION_NOTE = """\
 Blends the tuned text back towards the plain target text: `eta` 1 is the picture as it was, 0 is the text alone.
@@ -316,7 +325,7 @@ scene, for a photo your own description.
     texts = {"clip": loader["clip"], "target_text": words["STRING"]}
 
     w.stage("2. BARET", "Tunes the *target* text; needs no text of the picture. Stages as in `baret_edit`.")
-    ttis = w.add("BaretTTISInversion", positive=target["CONDITIONING"], **inverted, **WORLD_INVERSION, step_rule="adam", iterations=5)
+    ttis = w.add("BaretTTISInversion", positive=target["CONDITIONING"], **inverted, **WORLD_INVERSION, step_rule="adam", iterations=5, learning_rate=0.01)
     transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
     bam = w.add("BaretBAMEdit", model=loader["model"], trajectory=ttis["trajectory"], embeddings=transition["embeddings"])
 
@@ -351,6 +360,30 @@ and four times as slow.""")
     return w
 
 
+def baret_blueprint() -> tuple[Workflow, str, dict[str, Link], str]:
+    """The whole edit as one node: its inside, its face, its outputs and what it says of itself."""
+    w = Workflow("BARET Edit")
+    model, clip, vae = Face("model"), Face("clip"), Face("vae")
+    w.stage("1. Picture and words", "The picture is brought to `megapixels` with its proportions kept. The target text is the one on the node's face.")
+    scaled = w.add("ImageScaleToTotalPixels", image=Face("image"), upscale_method="lanczos", megapixels=Face("megapixels", 0.25), resolution_steps=64)
+    latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=vae)
+    w.column()
+    target = w.add("CLIPTextEncode", "Target text", clip=clip, text=Face("text", ""))
+    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=clip, text="")
+    w.stage("2. Invert", INVERT_NOTE)
+    cfg = Face("cfg")
+    ttis = w.add("BaretTTISInversion", model=model, positive=target["CONDITIONING"], negative=negative["CONDITIONING"], latent=latent["LATENT"],
+                 steps=Face("steps"), iterations=Face("iterations"), cfg=cfg)
+    redrawn = w.add("VAEDecode", samples=ttis["reconstruction"], vae=vae)
+    w.stage("3. Let the shape change", TRANSITION_NOTE)
+    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], eta_start=Face("eta_start"), eta_end=Face("eta_end"))
+    w.stage("4. Edit", EDIT_NOTE)
+    bam = w.add("BaretBAMEdit", model=model, trajectory=ttis["trajectory"], embeddings=transition["embeddings"], tau_sa=Face("tau_sa"), tau_ca=Face("tau_ca"), cfg=cfg)
+    edited = w.add("VAEDecode", samples=bam["edit"], vae=vae)
+    return w, "image model clip vae text eta_start eta_end tau_sa tau_ca cfg steps iterations megapixels", {"edit": edited["IMAGE"], "reconstruction": redrawn["IMAGE"]}, (
+        "Edits a picture by words alone: write what it should become. Set both etas to 1 where shapes should stay. SD1.x and SD2.x models.")
+
+
 WORKFLOWS = (baret_edit, baret_edit_photo, baret_rigid_edit, baret_masked_edit, baret_invert_once, baret_stock_sampler, baret_compare)
 
 
@@ -373,6 +406,8 @@ class Input:
     def value(self, node: Node):
         """What the widget shows: the node's value, else the server's default (a combo's first entry if it names none, no text where it has no entries)."""
         given = node.inputs.get(self.name)
+        if isinstance(given, Face):
+            given = given.value
         if given is not None and not isinstance(given, Link):
             return given
         return self.options["default"] if "default" in self.options else self.options.get("options", [""])[0]
@@ -416,7 +451,7 @@ def api_form(workflow: Workflow, info: dict) -> dict:
 
 def ui_form(workflow: Workflow, info: dict) -> dict:
     """What the frontend opens and saves: nodes with places, links, groups and notes."""
-    nodes, links, groups = {}, [], []
+    nodes, links = {}, []
     for node in workflow.nodes():
         entry = nodes[node.id] = _ui_node(node, info)
         for slot, i in enumerate(i for i in _schema(info, node) if not i.is_widget or isinstance(node.inputs.get(i.name), Link)):
@@ -426,8 +461,24 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
                 number, source = len(links) + 1, _slot(info, link)
                 links.append([number, link.node.id, source, node.id, slot, i.type])
                 nodes[link.node.id]["outputs"][source]["links"].append(number)
-            shape = {"widget": {"name": i.name}} if i.is_widget else {"shape": 7} if i.optional else {}
-            entry["inputs"].append({"name": i.name, "type": i.type, "link": number, **shape})
+            entry["inputs"].append(_socket(i, number))
+    groups = _place(workflow, nodes)
+    for order, entry in enumerate(nodes.values()):  # every node follows those it takes from
+        entry["order"] = order
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/{workflow.name}")), "revision": 0,
+        "last_node_id": len(nodes), "last_link_id": len(links), "nodes": list(nodes.values()), "links": links,
+        "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [140, 110]}}, "version": 0.4,
+    }
+
+
+def _socket(i: Input, link: int | None) -> dict:
+    return {"name": i.name, "type": i.type, "link": link, **({"widget": {"name": i.name}} if i.is_widget else {"shape": 7} if i.optional else {})}
+
+
+def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
+    """Give every node its place, add the notes to `nodes` and return the groups."""
+    groups = []
     x = 0
     for stage in workflow.stages:
         width = len(stage.columns) * (COLUMN + GAP) - GAP
@@ -444,13 +495,7 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
         groups.append({"id": len(groups) + 1, "title": stage.title, "bounding": [x, 0, width + 2 * GAP, bottom - GAP],
                        "color": "#3f789e", "font_size": 24, "flags": {}})
         x += width + 3 * GAP
-    for order, entry in enumerate(nodes.values()):  # every node follows those it takes from
-        entry["order"] = order
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/{workflow.name}")), "revision": 0,
-        "last_node_id": len(nodes), "last_link_id": len(links), "nodes": list(nodes.values()), "links": links,
-        "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [140, 110]}}, "version": 0.4,
-    }
+    return groups
 
 
 def _ui_node(node: Node, info: dict) -> dict:
@@ -486,9 +531,61 @@ def _ui_note(id: int, stage: Stage, width: int) -> dict:
             "inputs": [], "outputs": [], "title": stage.title, "properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#000"}
 
 
+def blueprint_form(workflow: Workflow, order: str, results: dict[str, Link], description: str, info: dict) -> dict:
+    """A subgraph as the frontend publishes it: one node whose inside is the workflow, with its Faces (in `order`) and `results` outside."""
+    key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/subgraph/{workflow.name}"))
+    nodes, links, faces = {}, [], {name: {"name": name, "linkIds": []} for name in order.split()}
+
+    def connect(origin: int, slot: int, target: int, target_slot: int, type: str) -> int:
+        links.append({"id": len(links) + 1, "origin_id": origin, "origin_slot": slot, "target_id": target, "target_slot": target_slot, "type": type})
+        if origin != INPUTS:
+            nodes[origin]["outputs"][slot]["links"].append(len(links))
+        return len(links)
+
+    for node in workflow.nodes():
+        entry = nodes[node.id] = _ui_node(node, info)
+        for slot, i in enumerate(sorted(_schema(info, node), key=lambda i: i.is_widget)):  # the frontend lists sockets first
+            given, number = node.inputs.get(i.name), None
+            if isinstance(given, Face):
+                face = faces[given.name]
+                face.update(type=i.type, widget=i.is_widget)
+                number = connect(INPUTS, list(faces).index(given.name), node.id, slot, i.type)
+                face["linkIds"].append(number)
+            elif isinstance(given, Link):
+                number = connect(given.node.id, _slot(info, given), node.id, slot, i.type)
+            entry["inputs"].append(_socket(i, number))
+    outputs = []
+    for slot, (name, link) in enumerate(results.items()):
+        type = info[link.node.type]["output"][_slot(info, link)]
+        outputs.append({"name": name, "type": type, "linkIds": [connect(link.node.id, _slot(info, link), OUTPUTS, slot, type)]})
+    groups = _place(workflow, nodes)
+    for order, entry in enumerate(nodes.values()):
+        entry["order"] = order
+    right = max(group["bounding"][0] + group["bounding"][2] for group in groups)
+    for column, sockets in ((-180, list(faces.values())), (right + 60, outputs)):
+        for row, socket in enumerate(sockets):
+            socket["id"] = str(uuid.uuid5(uuid.UUID(key), socket["name"]))
+            socket["pos"] = [column, 90 + 20 * row]
+    inputs = [{name: value for name, value in face.items() if name != "widget"} for face in faces.values()]
+    outside = {
+        "id": 1, "type": key, "pos": [0, 0], "size": [COLUMN, 60 + 26 * len(faces)], "flags": {}, "order": 0, "mode": 0, "title": workflow.name,
+        "inputs": [{"name": face["name"], "type": face["type"], "link": None, **({"widget": {"name": face["name"]}} if face["widget"] else {})} for face in faces.values()],
+        "outputs": [{"name": output["name"], "type": output["type"], "links": []} for output in outputs],
+        "properties": {"cnr_id": "comfyui-baret"}, "widgets_values": [],
+    }
+    inside = {
+        "id": key, "version": 1, "revision": 0, "config": {}, "name": workflow.name, "description": description, "category": "BARET",
+        "state": {"lastGroupId": len(groups), "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+        "inputNode": {"id": INPUTS, "bounding": [-220, 70, 120, 40 + 20 * len(faces)]}, "outputNode": {"id": OUTPUTS, "bounding": [right + 40, 70, 120, 40 + 20 * len(outputs)]},
+        "inputs": inputs, "outputs": outputs, "widgets": [], "nodes": list(nodes.values()), "groups": groups, "links": links, "extra": {},
+    }
+    extra = {"BlueprintDescription": description, "BlueprintSearchAliases": ["BARET", "edit", "inversion", "prompt to prompt", "DDIM", "real image"]}
+    return {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [outside], "links": [], "version": 0.4, "definitions": {"subgraphs": [inside]}, "extra": extra}
+
+
 def files(info: dict) -> dict[Path, str]:
-    """Path -> text of everything in `example_workflows/` that is made here."""
-    made = {}
+    """Path -> text of everything that is made here."""
+    made = {BLUEPRINTS / "BARET Edit.json": json.dumps(blueprint_form(*baret_blueprint(), info), indent=2, ensure_ascii=False) + "\n"}
     for build in WORKFLOWS:
         workflow = build()
         for folder, form in ((FOLDER, ui_form), (API_FOLDER, api_form)):

@@ -84,3 +84,26 @@ def test_a_wrong_link_gets_our_sentence(page):
     page.queue()
     text = page.complaint()
     assert "TTIS Inversion: the latent is" in text and "encode a picture with the VAE of this checkpoint" in text
+
+
+def test_the_blueprint_is_an_edit_in_one_node(page):
+    page.search("BARET Edit").filter(has_text="BARET Edit").first.click()
+    page.page.mouse.move(*page.middle())
+    page.page.mouse.click(*page.middle())
+    page.wait("node('BARET Edit')")
+    assert page.ask("return node('BARET Edit').widgets.map(w => [w.name, w.value])") == [
+        ["text", ""], ["eta_start", 0.8], ["eta_end", 0.1], ["tau_sa", 0.3], ["tau_ca", 0.6], ["cfg", 7.5], ["steps", 50], ["iterations", 1], ["megapixels", 0.25]]
+    page.ask("""
+        const add = type => { const added = LiteGraph.createNode(type); app.graph.add(added); return added };
+        const edit = node('BARET Edit'), loader = add('BaretWorldLoader'), scene = add('BaretWorldScene');
+        const into = name => edit.inputs.findIndex(i => i.name === name);
+        ['model', 'clip', 'vae'].forEach((name, slot) => loader.connect(slot, edit, into(name)));
+        scene.connect(0, edit, into('image'));
+        edit.connect(0, add('PreviewImage'), 0);
+        const values = { text: 'a blue cat', cfg: 5, steps: 3, megapixels: 0.016 };
+        for (const w of edit.widgets) if (w.name in values) w.value = values[w.name];
+    """)
+    queued = {entry["class_type"]: entry["inputs"] for entry in page.prompt().values()}
+    assert queued["BaretTTISInversion"]["cfg"] == queued["BaretBAMEdit"]["cfg"] == 5  # one dial for both
+    page.queue()
+    assert page.pictures("Preview Image") == [[128, 128]]

@@ -32,7 +32,7 @@ def test_are_what_the_description_makes(client, installed):
     if installed.version != comfyui.DEFAULT_VERSION:
         pytest.skip(f"the files are made with ComfyUI {comfyui.DEFAULT_VERSION}; stock nodes differ between versions")
     made = workflows.files(client.object_info())
-    committed = {path: path.read_text(encoding="utf-8") for path in workflows.FOLDER.rglob("*.json")}
+    committed = {path: path.read_text(encoding="utf-8") for folder in (workflows.FOLDER, workflows.BLUEPRINTS) for path in folder.rglob("*.json")}
     assert committed == made, "run: python dev/workflows.py"
 
 
