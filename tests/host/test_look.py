@@ -271,6 +271,14 @@ class TestEditSweep:
         assert shared == 5 + 4 * 2 * (6 + 1 + 2 + 3 + 4 + 5 + 5 * 5)
         assert shared < 20 * sum(rows) * 0.6
 
+    def test_a_big_grid_runs_in_parts(self, sweep, pack, monkeypatch, shown):
+        _, whole = sweep(tau_sa="0.2")
+        monkeypatch.setattr(pack.modules["nodes.sweep"], "_MOST_CELLS", 1)
+        shown.clear()
+        _, parts = sweep(tau_sa="0.2")
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-3)
+        assert shown[-1][:2] == (2 * STEPS, 2 * STEPS), "the reconstruction runs once for each part"
+
     def test_cells_appear_as_they_finish(self, sweep, shown):
         grid, _ = sweep()
         values = [value for value, _, _ in shown]
