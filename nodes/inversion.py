@@ -67,6 +67,21 @@ class _Problem:
         return io.NodeOutput(trajectory, Embeddings(**{**plain, **found, **embeddings}), models.latent_out(self.family, trajectory.latents[-1]))
 
 
+    def tune(self, search: Callable, name: str, cfg: float, uncond: bool = False, **how) -> io.NodeOutput:
+        """Walk the pictures up to noise with the text (``uncond``: the negative) and search for what redraws them: ``ttis`` for "tuned",
+        ``null_text`` for "negative". how: for the search. Make the node's outputs."""
+        steps = self.schedule.steps
+        report = run.progress(self.model, 2 * steps)
+        rows = conditioning.carries_rows(self.negative_options if name == "negative" else self.text_options)
+
+        def loop(predict, images):
+            pivots = ddim_inversion(predict, images, self.negative if uncond else self.text, self.schedule, uncond=uncond, on_step=report(0))
+            tuning = search(predict, pivots, self.text, self.negative, self.schedule, guidance_scale=cfg, skip_finished=not rows, on_step=report(steps), **how)
+            return pivots, tuning.latents, {name: tuning.embeddings, "losses": tuning.losses, "updates": tuning.updates}
+
+        return self.solve(loop, cfg, gradients=True, thresholds=how["stop"].levels(steps))
+
+
 class BaretTTISInversion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -104,24 +119,8 @@ class BaretTTISInversion(io.ComfyNode):
     ) -> io.NodeOutput:
         with errors_of(cls):
             problem = _Problem.read(model, positive, negative, latent, steps)
-            report = run.progress(model, 2 * steps)
-            stop = StopRule(stop_threshold, stop_growth)
-
-            def invert(predict, images):
-                uncond = inversion_text == "negative"
-                pivots = ddim_inversion(predict, images, problem.negative if uncond else problem.text, problem.schedule, uncond=uncond, on_step=report(0))
-                tuning = ttis(
-                    predict, pivots, problem.text, problem.negative, problem.schedule,
-                    guidance_scale=cfg,
-                    rule=STEP_RULES[step_rule](learning_rate),
-                    iterations=iterations,
-                    stop=stop,
-                    skip_finished=not conditioning.carries_rows(problem.text_options),
-                    on_step=report(steps),
-                )
-                return pivots, tuning.latents, {"tuned": tuning.embeddings, "losses": tuning.losses, "updates": tuning.updates}
-
-            return problem.solve(invert, cfg, gradients=True, thresholds=stop.levels(steps))
+            rule, stop = STEP_RULES[step_rule](learning_rate), StopRule(stop_threshold, stop_growth)
+            return problem.tune(ttis, "tuned", cfg, uncond=inversion_text == "negative", rule=rule, iterations=iterations, stop=stop)
 
 
 class BaretNullTextInversion(io.ComfyNode):
@@ -159,24 +158,8 @@ class BaretNullTextInversion(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         with errors_of(cls):
             problem = _Problem.read(model, positive, negative, latent, steps)
-            report = run.progress(model, 2 * steps)
-            stop = StopRule(stop_threshold, stop_growth)
             rule = Adam(learning_rate, decay=1 / (2 * steps), test_after=True) if step_rule == "adam" else STEP_RULES[step_rule](learning_rate)
-
-            def invert(predict, images):
-                pivots = ddim_inversion(predict, images, problem.text, problem.schedule, on_step=report(0))
-                tuning = null_text(
-                    predict, pivots, problem.text, problem.negative, problem.schedule,
-                    guidance_scale=cfg,
-                    rule=rule,
-                    iterations=iterations,
-                    stop=stop,
-                    skip_finished=not conditioning.carries_rows(problem.negative_options),
-                    on_step=report(steps),
-                )
-                return pivots, tuning.latents, {"negative": tuning.embeddings, "losses": tuning.losses, "updates": tuning.updates}
-
-            return problem.solve(invert, cfg, gradients=True, thresholds=stop.levels(steps))
+            return problem.tune(null_text, "negative", cfg, rule=rule, iterations=iterations, stop=StopRule(stop_threshold, stop_growth))
 
 
 class BaretInversion(io.ComfyNode):

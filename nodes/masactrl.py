@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..baret_ops.masactrl import Foreground, masactrl
 from ..host import models
-from .common import CATEGORY, EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, MASK_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of, sample_edit
-from .texts import CLIP_TOOLTIP, SOURCE_TEXT_TOOLTIP, TARGET_TEXT_TOOLTIP, mark_words, source_tokens, with_target
+from .common import CATEGORY, MASK_TOOLTIP, SEARCH_ALIASES, errors_of, sample_edit
+from .texts import SOURCE_TEXT_TOOLTIP, TARGET_TEXT_TOOLTIP, edit_inputs, mark_words, source_tokens, with_target
 
 _ROWS = 4  # two processes, each in both passes; the host reckons with both passes itself
 
@@ -20,10 +20,7 @@ class BaretMasaCtrlEdit(io.ComfyNode):
             description="Samples the target text in a layout of its own and fills it with the picture's content, by keys and values of the picture's self-attention.",
             search_aliases=SEARCH_ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip=EDIT_MODEL_TOOLTIP),
-                io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
-                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
+                *edit_inputs(),
                 io.String.Input("target_text", multiline=True, tooltip=TARGET_TEXT_TOOLTIP),
                 io.Int.Input("start_step", default=4, min=0, max=999, tooltip="From which step on content is taken from the picture. Higher gives the new layout more freedom, lower keeps more of the picture. Useful: 2 to 10 of 50."),
                 io.Int.Input("first_block", default=10, min=0, max=99, tooltip="From which transformer block on, counted from 0 in the order they run: SD1.5 has 16, and its decoder begins at 7. Higher keeps less of the picture. Useful: 7 to 12; on the drawn world 3 to 5."),

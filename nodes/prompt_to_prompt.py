@@ -5,8 +5,8 @@ from comfy_api.latest import io
 
 from ..baret_ops.prompt_to_prompt import CrossEdit, LocalBlend, prompt_to_prompt, refine, replace
 from ..host import models
-from .common import CATEGORY, EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, MASK_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of, sample_edit
-from .texts import CLIP_TOOLTIP, SOURCE_TEXT_TOOLTIP, TARGET_TEXT_TOOLTIP, mark_words, read_values, source_tokens, with_target
+from .common import CATEGORY, MASK_TOOLTIP, SEARCH_ALIASES, errors_of, sample_edit
+from .texts import SOURCE_TEXT_TOOLTIP, TARGET_TEXT_TOOLTIP, edit_inputs, mark_words, read_values, source_tokens, with_target
 
 _ALIGNMENTS = {"refine": refine, "replace": replace}
 _PROCESSES = 2
@@ -22,10 +22,7 @@ class BaretPromptToPromptEdit(io.ComfyNode):
             description="Samples the edit with attention maps taken from the picture, token by token: words may be exchanged, added, left out, strengthened or weakened.",
             search_aliases=SEARCH_ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip=EDIT_MODEL_TOOLTIP),
-                io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
-                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
+                *edit_inputs(),
                 io.String.Input("source_text", multiline=True, tooltip=SOURCE_TEXT_TOOLTIP),
                 io.String.Input("target_text", multiline=True, tooltip=TARGET_TEXT_TOOLTIP),
                 io.Combo.Input("alignment", options=list(_ALIGNMENTS), default="refine", tooltip="refine: words that both texts have take the picture's attention, others their own. replace: word for word, each takes that of the word at its place; both texts need as many words."),

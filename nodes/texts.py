@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import torch
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..baret_ops.prompts import Tokens
 from ..baret_ops.values import Embeddings
 from ..host import conditioning, text
+from .common import EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire
 
 SOURCE_TEXT_TOOLTIP = "The text the picture was inverted with, word for word."
 TARGET_TEXT_TOOLTIP = "What the picture should become: the same text with words changed, added or left out."
 CLIP_TOOLTIP = "The CLIP of the same checkpoint, with which the texts are read and encoded."
+
+
+def edit_inputs() -> list:
+    """The sockets of an edit by texts."""
+    return [
+        io.Model.Input("model", tooltip=EDIT_MODEL_TOOLTIP),
+        io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
+        TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
+        EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
+    ]
 
 
 def with_target(clip, embeddings: Embeddings, target_text: str) -> tuple[Embeddings, Tokens]:
