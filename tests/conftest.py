@@ -143,7 +143,7 @@ def text():
 
 @pytest.fixture(scope="session")
 def clip(text):
-    """As much of a CLIP as the nodes with texts need, over `text`: the first number in a text is the seed of its embedding; 12 tokens."""
+    """As much of a CLIP as the nodes with texts need, over `text`: the first number in a text is the seed of its embedding; windows of 12 tokens."""
 
     class Clip:
         vocabulary: dict = {}
@@ -157,12 +157,15 @@ def clip(text):
 
         def tokenize(self, written, return_word_ids=False):
             ids = [self.vocabulary.setdefault(word, len(self.vocabulary) + 2) for word in written.split()]
-            window = [(0, 1.0, 0), *((i, 1.0, n + 1) for n, i in enumerate(ids)), *[(1, 1.0, 0)] * (11 - len(ids))]
-            return {"l": [window if return_word_ids else [entry[:2] for entry in window]]}
+            windows = []
+            for first in range(0, max(1, len(ids)), 10):
+                words = [(i, 1.0, first + n + 1) for n, i in enumerate(ids[first : first + 10])]
+                windows.append([(0, 1.0, 0), *words, *[(1, 1.0, 0)] * (11 - len(words))])
+            return {"l": [window if return_word_ids else [entry[:2] for entry in window] for window in windows]}
 
         def encode_from_tokens_scheduled(self, tokens):
-            words = [self.decode([i]) for i, _ in tokens["l"][0] if i > 1]
-            return text(next(int(word) for word in words if word.isdigit()), tokens=12)
+            words = [self.decode([i]) for window in tokens["l"] for i, _ in window if i > 1]
+            return text(next(int(word) for word in words if word.isdigit()), tokens=12 * len(tokens["l"]))
 
     return Clip()
 

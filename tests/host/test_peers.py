@@ -361,6 +361,36 @@ def test_texts_of_other_lengths(invert, p2p, masactrl, execute, encode, text):
     close(p2p(trajectory, twice, blend_words="cat")[0], p2p(trajectory, embeddings, blend_words="cat")[0])
 
 
+def test_texts_of_several_windows(invert, p2p, masactrl):
+    """A source of two windows, and an edit to one of one window and back: the words are found wherever they stand."""
+    long = "5 a big red dog that runs over a meadow with flowers and a tree"
+    trajectory, embeddings, reconstruction = invert("DDIM", source=long)
+    assert embeddings.tuned.shape[2] == 24
+    close(p2p(trajectory, embeddings, source_text=long, target_text=long, blend_words="tree")[0], reconstruction["samples"], 1e-4)
+    short = p2p(trajectory, embeddings, source_text=long, blend_words="tree, cat", reweight="cat:2")[0]
+    trajectory, embeddings, _ = invert("DDIM")
+    longer = p2p(trajectory, embeddings, target_text=long, blend_words="tree", reweight="tree:2")[0]
+    for edit in (short, longer, masactrl(trajectory, embeddings, target_text=long, source_text=SOURCE, foreground_words="dog, tree")):
+        assert torch.isfinite(edit).all() and (edit - reconstruction["samples"]).abs().max() > 1e-2
+
+
+def test_progress_and_previews(invert, null_text, p2p, masactrl, monkeypatch):
+    import latent_preview
+
+    seen = []
+    monkeypatch.setattr(latent_preview, "prepare_callback", lambda model, steps: lambda step, x0, x, total: seen.append((step, total, x0.shape)))
+    for method, total in zip(METHODS, (STEPS, 2 * STEPS, 2 * STEPS)):
+        inversion = invert(method)[:2]
+        assert seen == [(step, total, (1, 4, 8, 12)) for step in range(total)]
+        seen.clear()
+    null_text()
+    assert [step for step, _, _ in seen] == list(range(2 * STEPS))
+    for edit in (p2p, masactrl):
+        seen.clear()
+        edit(*inversion)
+        assert seen == [(step, STEPS, (1, 4, 8, 12)) for step in range(STEPS)]
+
+
 def test_stock_samplers_refuse_what_they_cannot_redraw(invert, execute):
     trajectory, embeddings, _ = invert("direct")
     with pytest.raises(ValueError, match="Embeddings to Sampler: the trajectory is of direct inversion, which adds back .* choose process target"):
