@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import comfyui
@@ -27,6 +27,11 @@ CHECKPOINT = {
     "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors?download=true",
     "directory": "checkpoints",
 }
+CONTROLNET = {
+    "name": "control_v11p_sd15_canny_fp16.safetensors",
+    "url": "https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_canny_fp16.safetensors?download=true",
+    "directory": "controlnet",
+}
 PICTURE_FILE = Path(__file__).resolve().parent / "assets" / "dog.png"
 PICTURE = PICTURE_FILE.name
 
@@ -35,11 +40,12 @@ SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
 WORLD_INVERSION = {"steps": 25}
+WORLD_TAU_SA = 0.2  # a pose changes up to here, see the sweep
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
 COLUMN, GAP, TITLE = 300, 20, 70
-PICTURE_NODES = {"LoadImage": 300, "PreviewImage": 210, "SaveImage": 210, "MaskPreview": 210, "BaretLabelledGrid": 210}  # room for the picture they show
+PICTURE_NODES = {"LoadImage": 300, "PreviewImage": 210, "SaveImage": 210, "MaskPreview": 210, "BaretLabelledGrid": 210, "BaretInversionReport": 250, "BaretEditSweep": 300, "BaretAttentionMaps": 300}  # room for the picture they show
 LIVE = ("BaretTTISInversion", "BaretNullTextInversion", "BaretInversion", "BaretBAMEdit", "BaretPromptToPromptEdit", "BaretMasaCtrlEdit", "KSampler")  # show what they work on while they run
 LIVE_ROOM = 250
 
@@ -136,7 +142,15 @@ Samples the edit, borrowing attention from the other two: where things are from 
 where from the **transition** (`tau_ca`).
 
 - Too little of the picture is left: raise `tau_sa` (to 0.4).
-- Too little changed: lower `tau_sa` (to 0.2)."""
+- Too little changed: lower `tau_sa` (to 0.1)."""
+
+
+RIGID_NOTE = """\
+For changes of **style, colour, background or kind of object**, where every shape stays. The embeddings go straight from the
+inversion into the edit: that is `eta` 1 throughout, so attention comes from the picture as it was.
+
+- Too little changed: lower `tau_ca` (to 0.4), then `tau_sa` (to 0.2).
+- A pose or shape should change too: open the workflow `baret_edit`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +165,7 @@ class Source:
     negative: Link
     latent: Link
     settings: dict  # of TTIS Inversion
+    tau_sa: float  # for a change of pose
 
 
 def _texts(w: Workflow, clip: Link, text: str) -> tuple[Link, Link]:
@@ -168,24 +183,26 @@ def _world(w: Workflow, text: str) -> Source:
     w.column()
     target, negative = _texts(w, loader["clip"], text)
     latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
-    return Source(loader["model"], loader["clip"], loader["vae"], scene["image"], target, negative, latent["LATENT"], WORLD_INVERSION)
+    return Source(loader["model"], loader["clip"], loader["vae"], scene["image"], target, negative, latent["LATENT"], WORLD_INVERSION, WORLD_TAU_SA)
 
 
-def _photo(w: Workflow, text: str) -> Source:
+def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     """The first stage on a checkpoint and a photo."""
     w.stage("1. Model, picture, words", PHOTO_NOTE)
-    loader = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
+    loader = model = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
+    if lora:
+        model = w.add("LoraLoader", model=loader["MODEL"], clip=loader["CLIP"], lora_name=lora, strength_model=0.8, strength_clip=0.8)
     image = w.add("LoadImage", "Your picture", image=PICTURE)
     w.column()
-    target, negative = _texts(w, loader["CLIP"], text)
+    target, negative = _texts(w, model["CLIP"], text)
     scaled = w.add("ImageScaleToTotalPixels", image=image["IMAGE"], upscale_method="lanczos", megapixels=0.25, resolution_steps=64)
     latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=loader["VAE"])
-    return Source(loader["MODEL"], loader["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {})
+    return Source(model["MODEL"], model["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {}, 0.3)
 
 
-def _invert(w: Workflow, source: Source) -> Node:
-    """The second stage: TTIS Inversion with a preview of its reconstruction."""
-    w.stage("2. Invert", INVERT_NOTE)
+def _invert(w: Workflow, source: Source, title: str = "2. Invert") -> Node:
+    """The stage of TTIS Inversion, with a preview of its reconstruction."""
+    w.stage(title, INVERT_NOTE)
     ttis = w.add("BaretTTISInversion", model=source.model, positive=source.target, negative=source.negative, latent=source.latent, **source.settings)
     decoded = w.add("VAEDecode", samples=ttis["reconstruction"], vae=source.vae)
     w.add("PreviewImage", "Reconstruction", images=decoded["IMAGE"])
@@ -210,7 +227,7 @@ def _full_edit(w: Workflow, source: Source) -> None:
     transition = _transition(w, ttis)
     w.stage("4. Edit", EDIT_NOTE + """
 - Connect a `mask` (white may change) to keep the rest as it is.""")
-    edited = _edit(w, source, ttis, transition, "edit")
+    edited = _edit(w, source, ttis, transition, "edit", tau_sa=source.tau_sa)
     both = w.add("ImageStitch", image1=source.image, image2=edited, direction="right", spacing_width=8)
     w.add("PreviewImage", "Before and after", images=both["IMAGE"])
 
@@ -231,12 +248,7 @@ def baret_rigid_edit() -> Workflow:
     w = Workflow("baret_rigid_edit")
     source = _world(w, RIGID_TEXT)
     ttis = _invert(w, source)
-    w.stage("3. Edit", """\
-For changes of **style, colour, background or kind of object**, where every shape stays. The embeddings go straight from the
-inversion into the edit: that is `eta` 1 throughout, so attention comes from the picture as it was.
-
-- Too little changed: lower `tau_ca` (to 0.4), then `tau_sa` (to 0.2).
-- A pose or shape should change too: open the workflow `baret_edit`.""")
+    w.stage("3. Edit", RIGID_NOTE)
     _edit(w, source, ttis, ttis, "rigid")
     return w
 
@@ -252,7 +264,7 @@ new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, 
     grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
     w.add("MaskPreview", "May change", mask=grown["MASK"])
     w.stage("5. Edit", EDIT_NOTE)
-    _edit(w, source, ttis, transition, "masked", mask=grown["MASK"])
+    _edit(w, source, ttis, transition, "masked", tau_sa=source.tau_sa, mask=grown["MASK"])
     return w
 
 
@@ -282,6 +294,64 @@ Keep the sampler at **euler**, the noise **disabled** and the cfg at that of the
     return w
 
 
+def baret_sweep() -> Workflow:
+    w = Workflow("baret_sweep")
+    source = _world(w, SCENE_TEXT)
+    ttis = _invert(w, source)
+    w.stage("3. All dials at once", """\
+The best `eta` and `tau_sa` differ from picture to picture. Here each row is an eta, each column a tau, and your picture stands in the corner; rows appear as they are done.
+
+- **Pick the best cell** and put its numbers into *Transition Embedding* and *BAM Edit* of `baret_edit`.
+- Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.5-0.1).""")
+    sweep = w.add("BaretEditSweep", model=source.model, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"], vae=source.vae,
+                  eta_ranges="1, 0.8-0.1, 0.6-0.1", tau_sa="0.1, 0.2, 0.3, 0.4")
+    w.column()
+    w.add("SaveImage", "All edits", images=sweep["grid"], filename_prefix="baret/sweep")
+    return w
+
+
+def baret_maps() -> Workflow:
+    w = Workflow("baret_maps")
+    source = _world(w, SCENE_TEXT)
+    ttis = _invert(w, source)
+    w.stage("3. Look back, and blend", """\
+*Inversion Report*: a line far above the dashed threshold, or one that climbs: raise `iterations` to 3. Bright spots are what an edit cannot keep.
+
+*Transition Embedding* as in `baret_edit`.""")
+    w.add("BaretInversionReport", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
+    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
+    w.stage("4. Where does each word look?", """\
+Heat over the picture, for each of `words` (empty: all): in the reconstruction, the transition and the edit. A word that is to change the pose should be hot
+**where the new pose is**, in the transition already.
+
+- It looks only at the old place: lower `eta_start`.
+- A word that should stay (tree, snow) moves: raise `eta_start`, or `tau_sa`.""")
+    maps = w.add("BaretAttentionMaps", model=source.model, trajectory=ttis["trajectory"], embeddings=transition["embeddings"], clip=source.clip, vae=source.vae,
+                 text=SCENE_TEXT, words="dog, lying, snow, tree", tau_sa=source.tau_sa)
+    w.column()
+    w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps")
+    return w
+
+
+def baret_lora_controlnet() -> Workflow:
+    w = Workflow("baret_lora_controlnet")
+    source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
+    w.stage("2. LoRA and ControlNet", """\
+What is on the model and on the text counts in the inversion *and* in the edit, so both stay in step.
+
+- **LoRA**: choose one for SD1.x in *Load LoRA* of stage 1.
+- **ControlNet** hangs on the target text. With the picture's own edges it holds the shapes; with a drawing of the new pose as its image it asks for that.
+- Without one of them: right-click it and choose *Bypass*.""")
+    net = w.add("ControlNetLoader", control_net_name=CONTROLNET["name"])
+    edges = w.add("Canny", image=source.image)
+    controlled = w.add("ControlNetApplyAdvanced", positive=source.target, negative=source.negative, control_net=net["CONTROL_NET"], image=edges["IMAGE"], strength=0.6)
+    source = replace(source, target=controlled["positive"], negative=controlled["negative"])
+    ttis = _invert(w, source, "3. Invert")
+    w.stage("4. Edit", RIGID_NOTE)
+    _edit(w, source, ttis, ttis, "lora_controlnet")
+    return w
+
+
 def baret_invert_once() -> Workflow:
     w = Workflow("baret_invert_once")
     source = _world(w, SCENE_TEXT)
@@ -292,13 +362,13 @@ stage 2, with the same checkpoint.""")
     w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.stage("4. The edit it was inverted for", "As in `baret_edit`: blend, then sample with shared attention.")
     first = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
-    _edit(w, source, ttis, first, "first", "First edit")
+    _edit(w, source, ttis, first, "first", "First edit", tau_sa=source.tau_sa)
     w.stage("5. Another text, the same inversion", """\
 Another target text goes into `positive` of Transition Embedding. **The inversion is not run again**: change this text and
 queue as often as you like. It works best for texts close to the one that was inverted with.""")
     other = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text=SCENE_TEXT.replace("lying", "standing"))
     second = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], positive=other["CONDITIONING"])
-    _edit(w, source, ttis, second, "second", "Second edit")
+    _edit(w, source, ttis, second, "second", "Second edit", tau_sa=source.tau_sa)
     return w
 
 
@@ -384,7 +454,8 @@ def baret_blueprint() -> tuple[Workflow, str, dict[str, Link], str]:
         "Edits a picture by words alone: write what it should become. Set both etas to 1 where shapes should stay. SD1.x and SD2.x models.")
 
 
-WORKFLOWS = (baret_edit, baret_edit_photo, baret_rigid_edit, baret_masked_edit, baret_invert_once, baret_stock_sampler, baret_compare)
+WORKFLOWS = (baret_edit, baret_edit_photo, baret_rigid_edit, baret_masked_edit, baret_invert_once, baret_sweep, baret_maps, baret_stock_sampler,
+             baret_lora_controlnet, baret_compare)
 
 
 # --- the two forms --------------------------------------------------------------------------------------------------
@@ -515,8 +586,8 @@ def _ui_node(node: Node, info: dict) -> dict:
     height += PICTURE_NODES.get(node.type, 0) + LIVE_ROOM * (node.type in LIVE)
     ours = described["python_module"].startswith("custom_nodes")
     properties = {"Node name for S&R": node.type, "cnr_id": "comfyui-baret" if ours else "comfy-core"}
-    if node.type == "CheckpointLoaderSimple":
-        properties["models"] = [CHECKPOINT]
+    if model := {"CheckpointLoaderSimple": CHECKPOINT, "ControlNetLoader": CONTROLNET}.get(node.type):
+        properties["models"] = [model]
     return {
         "id": node.id, "type": node.type, "pos": [], "size": [COLUMN, height], "flags": {}, "order": 0, "mode": 0, "inputs": [],
         "outputs": [{"name": name, "type": type, "links": []} for name, type in zip(described["output_name"], described["output"])],
@@ -526,8 +597,8 @@ def _ui_node(node: Node, info: dict) -> dict:
 
 def _ui_note(id: int, stage: Stage, width: int) -> dict:
     text = re.sub(r"(?<!\n)\n(?![\n-])", " ", stage.note)  # paragraphs and list items are wrapped only here in the source
-    lines = sum(1 + len(line) * 6 // width for line in text.split("\n"))  # a letter is about 6 wide
-    return {"id": id, "type": "MarkdownNote", "pos": [], "size": [width, max(110, 60 + 16 * lines)], "flags": {}, "order": 0, "mode": 0,
+    lines = sum(1 + len(line) * 5 // width for line in text.split("\n"))  # a letter is about 5 wide
+    return {"id": id, "type": "MarkdownNote", "pos": [], "size": [width, max(110, 60 + 14 * lines)], "flags": {}, "order": 0, "mode": 0,
             "inputs": [], "outputs": [], "title": stage.title, "properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#000"}
 
 
