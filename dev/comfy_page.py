@@ -23,7 +23,8 @@ from comfy_server import PACK_NAME, PROBE
 PLAYWRIGHT = "playwright==1.58.0"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--disable-component-update"]
-LIMIT = 20_000  # ms for anything on the page to come about
+LIMIT = 60_000  # ms for anything on the page to come about
+RUN_LIMIT = 300_000  # and for a run to end: a slow machine is no failure
 
 
 class BrowserError(RuntimeError):
@@ -145,9 +146,9 @@ class Page:
         """Evaluate JavaScript on the page, with `node(title)` to find a node of the canvas."""
         return self.page.evaluate(f"async argument => {{ const node = {NODE}; {script} }}", argument)
 
-    def wait(self, condition: str, argument=None) -> None:
+    def wait(self, condition: str, argument=None, limit: int = LIMIT) -> None:
         """Wait until a JavaScript expression is true; `node(title)` as in `ask`."""
-        self.page.wait_for_function(f"argument => {{ const node = {NODE}; return {condition} }}", arg=argument, polling=50)
+        self.page.wait_for_function(f"argument => {{ const node = {NODE}; return {condition} }}", arg=argument, polling=50, timeout=limit)
 
     def open_template(self, name: str) -> None:
         """Click through the template browser to one of the pack's workflows."""
@@ -174,8 +175,8 @@ class Page:
         self.page.get_by_test_id("queue-button").click()
 
     def pictures(self, title: str) -> list[list[int]]:
-        """Wait for the pictures that a node shows; returns their sizes."""
-        self.wait("node(argument).imgs?.length && node(argument).imgs.every(i => i.complete && i.naturalWidth)", title)
+        """Wait for the pictures that a run puts into a node; returns their sizes."""
+        self.wait("node(argument).imgs?.length && node(argument).imgs.every(i => i.complete && i.naturalWidth)", title, RUN_LIMIT)
         return self.ask("return node(argument).imgs.map(i => [i.naturalWidth, i.naturalHeight])", title)
 
     def complaint(self) -> str:

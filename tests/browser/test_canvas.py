@@ -2,6 +2,7 @@
 
 import json
 
+import comfy_page
 import pytest
 import workflows
 
@@ -54,7 +55,7 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
     page.queue()
     bar = page.page.get_by_test_id("queue-progress-overlay")
     bar.get_by_text("Total:").wait_for()
-    page.wait("node('TTIS Inversion').progress > 0 || node('BAM Edit').progress > 0")  # the bar on the node itself
+    page.wait("node('TTIS Inversion').progress > 0 || node('BAM Edit').progress > 0", limit=comfy_page.RUN_LIMIT)  # the bar on the node itself
     page.pictures("Edit")
     assert page.pictures("Before and after")[0][0] > 2 * 100
     moved, previews = page.ask("return [window.seen.progress, [...window.seen.previews].map(String)]")

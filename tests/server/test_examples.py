@@ -12,8 +12,9 @@ NAMES = [build.__name__ for build in workflows.WORKFLOWS]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_to_images_and_is_cached_when_queued_again(client, example, name):
+def test_runs_to_images_and_is_cached_when_queued_again(client, companions, example, name):
     graph = example(name)
+    log_before = len(client.log.read_text(errors="replace"))
     run = client.run(graph)
     assert set(run.executed) | run.cached == set(graph)
     pictures = graph.ids("SaveImage") + graph.ids("PreviewImage")
@@ -24,6 +25,7 @@ def test_runs_to_images_and_is_cached_when_queued_again(client, example, name):
             assert min(picture.size) >= 128
             assert len(set(picture.convert("L").getdata())) > 8  # no plane of one colour, as NaN would make
 
+    assert "not loaded" not in client.log.read_text(errors="replace")[log_before:]  # every weight of a LoRA found its place
     again = client.run(graph)
     assert (again.executed, again.cached) == ([], set(graph))
 
