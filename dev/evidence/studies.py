@@ -22,9 +22,9 @@ UPDATES = {"adam": (1, 2, 5), "null": (1, 5)}
 PUBLISHED_RATE = {"adam": 1e-3, "null": 1e-2}
 
 # What is tried for each method, the published or default settings first.
-BARET = {  # eta_start, tau_sa, tau_ca, cfg; eta_end is 0.1, and 1 where eta_start is
-    "non-rigid": ((0.8, 0.3, 0.6, CFG), (0.8, 0.2, 0.4, CFG), (0.8, 0.6, 0.3, CFG), (0.6, 0.3, 0.6, CFG), (0.6, 0.6, 0.4, CFG), (0.4, 0.6, 0.6, CFG),
-                  (0.6, 0.3, 0.4, 5.0), (0.4, 0.6, 0.3, 5.0), (0.6, 0.6, 0.3, 5.0), (0.4, 0.3, 0.3, 5.0), (0.4, 0.6, 0.3, 4.0), (0.4, 0.3, 0.2, 4.0)),
+BARET = {  # eta_start, tau_sa, tau_ca, cfg; eta_end is 0.1, but 0 and 1 where eta_start is
+    "non-rigid": ((0.8, 0.3, 0.6, CFG), (0.4, 0.6, 0.6, CFG), (0.0, 0.3, 0.6, CFG), (0.0, 0.1, 0.6, CFG), (0.2, 0.2, 0.4, CFG), (0.4, 0.1, 0.3, CFG), (0.6, 0.1, 0.2, CFG),
+                  (0.0, 0.6, 0.2, CFG), (0.6, 0.3, 0.6, 10.0), (0.4, 0.3, 0.4, 10.0), (0.2, 0.6, 0.4, 10.0), (0.4, 0.1, 0.2, 10.0)),
     "rigid": ((1.0, 0.3, 0.6, CFG), (1.0, 0.6, 0.6, CFG), (1.0, 0.3, 0.6, 4.0), (1.0, 0.6, 0.6, 4.0), (1.0, 0.3, 0.6, 3.0), (1.0, 0.6, 0.6, 3.0), (0.6, 0.2, 0.4, 3.0),
               (1.0, 0.6, 0.6, 2.5), (0.6, 0.2, 0.4, 2.5)),
 }  # fmt: skip
@@ -166,7 +166,7 @@ def candidates(task: str, chosen: dict) -> dict[str, list[tuple]]:
     tuned = default_inversion(chosen)
     return {
         "BARET": [
-            ("baret", ("ttis", {**tuned, "cfg": cfg}), {"eta_start": eta, "eta_end": 1.0 if eta == 1 else 0.1, "tau_sa": sa, "tau_ca": ca, "cfg": cfg})
+            ("baret", ("ttis", {**tuned, "cfg": cfg}), {"eta_start": eta, "eta_end": 1.0 if eta == 1 else min(eta, 0.1), "tau_sa": sa, "tau_ca": ca, "cfg": cfg})
             for eta, sa, ca, cfg in BARET[kind_of(task)]
         ],
         "plain": [("baret", ("direct", {"text": "target"}), {**methods.PLAIN, "cfg": cfg}) for cfg in GUIDANCES],
