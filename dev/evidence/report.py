@@ -96,7 +96,7 @@ def convergence_table(results: Results) -> str:
             label = "guided DDIM (no update)" if name.endswith("-0") else method
             rate = result["inputs"].get("learning_rate", "") if not name.endswith("-0") else ""
             rows.append([label, rate, f"{results.mean(name, 'updates'):.0f}", f"{result['inversion_cost']:.0f}", results.show(name, "psnr"), f"{results.mean(name, 'mse'):.4f}"])
-    for name, label in (("published-ttis", "TTIS as published"), ("published-null", "null-text, caption, as published")):
+    for name, label in (("published-null", "null-text, caption, as published"),):
         result = results.all[name]
         rows.append([label, result["inputs"]["learning_rate"], f"{results.mean(name, 'updates'):.0f}", f"{result['inversion_cost']:.0f}", results.show(name, "psnr"), f"{results.mean(name, 'mse'):.4f}"])
     return table("method | learning rate | updates | passes | PSNR, dB | latent MSE", rows)
@@ -136,9 +136,8 @@ def rules_table(results: Results) -> str:
 # --- 2. edits ---------------------------------------------------------------------------------------------------------
 
 METHODS = (
-    "BARET", "BARET with auto_mask", "BARET, defaults", "reconstruction-only attention", "plain", "plain with auto_mask", "plain at cfg 7.5", "SDEdit", "MasaCtrl", "prompt-to-prompt",
-    "prompt-to-prompt on null-text",
-)  # fmt: skip
+    "BARET", "BARET with auto_mask", "BARET, defaults", "reconstruction-only attention", "plain", "plain with auto_mask", "SDEdit", "MasaCtrl", "prompt-to-prompt",
+)
 
 
 def settings_of(result: dict) -> str:
@@ -164,7 +163,7 @@ def edits_figure(results: Results) -> None:
                 continue
             x, y = results.mean(name, "text"), results.mean(name, "psnr")
             (left, right), (low, high) = results.interval(name, "text"), results.interval(name, "psnr")
-            axis.errorbar(100 * x, y, xerr=[[max(0, 100 * (x - left))], [max(0, 100 * (right - x))]], yerr=[[y - low], [high - y]], marker="os^vDPX*<>h"[index], ms=6, color=f"C{index}", elinewidth=1, label=method, ls="")
+            axis.errorbar(100 * x, y, xerr=[[max(0, 100 * (x - left))], [max(0, 100 * (right - x))]], yerr=[[y - low], [high - y]], marker="os^vDPX*<"[index], ms=6, color=f"C{index}", elinewidth=1, label=method, ls="")
         axis.set_title(task + (" (inside the animal)" if task == "background" else " (outside the animals)"))
         axis.set_xlabel("text obeyed, %")
         axis.set_xlim(-4, 104)
