@@ -106,7 +106,7 @@ def reach_table(results: Results) -> str:
     levels = (30.0, 35.0, 40.0)
     updates, passes = (lambda name: results.mean(name, "updates")), (lambda name: results.all[name]["inversion_cost"])
     cell = lambda value: "not reached" if value is None else f"{value:.0f}"  # noqa: E731
-    rows = [[method, *(f"{cell(reach(results, method, level, updates))} / {cell(reach(results, method, level, passes))}" for level in levels)] for method in studies.CONVERGENCE]
+    rows = [[method, *(f"{cell(reach(results, method, level, updates))} / {cell(reach(results, method, level, passes))}" for level in levels)] for method in studies.CONVERGENCE if len(convergence_points(method)) > 1]
     return table("updates / passes to reach | " + " | ".join(f"{level:.0f} dB" for level in levels), rows)
 
 
@@ -190,7 +190,7 @@ def pictures_figure(results: Results) -> None:
             sheet.paste(Image.fromarray(picture.numpy()).resize((side, side), Image.Resampling.LANCZOS), (column * (side + gap), y))
             if column == 0:
                 draw.text((0, y + side + 3), f"{task}: \u201c{scenes['texts'][index]}\u201d", fill="black", font=font)
-    sheet.save(FIGURES / "pictures.png")
+    sheet.quantize(256, dither=Image.Dither.NONE).save(FIGURES / "pictures.png", optimize=True)
 
 
 # --- 3. dials, 4. open choices, 5. beyond the paper -------------------------------------------------------------------

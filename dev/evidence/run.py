@@ -15,7 +15,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 
@@ -34,14 +33,12 @@ def _start(run: Path, sizes: dict[str, int]) -> None:
 
 
 def _measure(task: tuple) -> None:
-    """Run one group of a stage in a worker, and add up the processor's seconds."""
+    """Run one group of a stage in a worker."""
     import studies
 
     stage, index = task
     function, *arguments = studies.GROUPS[stage][index]
-    before, spent = time.process_time(), _bench.run / f"{os.getpid()}.seconds"
     function(_bench, *arguments)
-    spent.write_text(str(time.process_time() - before + (float(spent.read_text()) if spent.exists() else 0.0)))
 
 
 def measure(run: Path, sizes: dict[str, int]) -> None:
@@ -83,7 +80,7 @@ def main() -> None:
     if not options.report:
         sizes = {"rates": options.tuning_scenes, "tune": options.tuning_scenes, "score": options.scenes}
         measure(options.run, sizes)
-        noted.write_text(json.dumps(about(sizes, sum(float(path.read_text()) for path in options.run.glob("*.seconds")))))
+        noted.write_text(json.dumps(about(sizes, sum(json.loads(path.read_text()).get("seconds", 0.0) for path in options.run.glob("results/*.json")))))
     from report import write
 
     write(options.run)

@@ -7,6 +7,7 @@ with what was chosen. Costs are UNet passes a scene: 1 for a forward, 1.1 more f
 from __future__ import annotations
 
 import json
+import time
 from functools import cached_property
 from pathlib import Path
 
@@ -78,8 +79,9 @@ class Bench:
         path = self.run / "results" / f"{name}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(measure()))
+            partial, before = path.with_suffix(".partial"), time.process_time()
+            result = measure()
+            partial.write_text(json.dumps({**result, "seconds": round(time.process_time() - before, 1)}))
             partial.replace(path)
             print(name, flush=True)
         return json.loads(path.read_text())
