@@ -23,7 +23,7 @@ class BaretBAMEdit(io.ComfyNode):
                 TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
                 EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
                 io.Float.Input("tau_sa", default=0.3, min=0.0, max=1.0, step=0.05, round=0.001, tooltip="Share of the steps that take self-attention from the reconstruction. Higher keeps more of the picture, lower changes it more. Useful: 0.2 to 0.4."),
-                io.Float.Input("tau_ca", default=0.6, min=0.0, max=1.0, step=0.05, round=0.001, tooltip="Share of the steps that take cross-attention from the transition. Useful: 0.4 to 0.8, where it changes little; below, the new shape is lost."),
+                io.Float.Input("tau_ca", default=0.6, min=0.0, max=1.0, step=0.05, round=0.001, tooltip="Share of the steps that take cross-attention from the transition. Higher keeps more of the layout, lower changes it more; above 0.4 the difference is small. Useful: 0.2 to 0.8."),
                 *bam_dials(),
             ],
             outputs=[io.Latent.Output("edit", tooltip="The edited picture; decode it with the VAE.")],
