@@ -150,7 +150,7 @@ def tune(
         if not (torch.isfinite(found.losses).all() and torch.isfinite(found.embedding).all()):
             raise NotFinite(
                 f"NaN or infinity appeared in the tuning at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
-                "lower learning_rate, or run the model in float32 or bfloat16 (for example --fp32-unet)."
+                "lower learning_rate where the step rule is adam, or run the model in float32 or bfloat16 (for example --fp32-unet)."
             )
         embedding, memory = found.embedding, found.memory
         eps = goal + found.residual

@@ -301,7 +301,7 @@ def render(params, with_parts=False):
 
 def _render(params):
     p = {f.name: torch.tensor([getattr(s, f.name) for s in params]).view(-1, 1, 1, 1) for f in fields(Scene)}
-    n, flat = len(params), {name: value.flatten() for name, value in p.items()}
+    flat = {name: value.flatten() for name, value in p.items()}
     y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
 
     # Where one is.

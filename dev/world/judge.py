@@ -82,9 +82,9 @@ def train(path, steps=1000, batch=64, seed=7):
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, steps)
     started = time.time()
     for step in range(steps):
-        drawn = scenes.sample(seed * 10**6 + step, batch)
-        pictures = smear(scenes.render(drawn)[0].movedim(-1, 1))
-        logits, facts = judge(pictures), truth(drawn)
+        sampled = scenes.sample(seed * 10**6 + step, batch)
+        pictures = smear(scenes.render(sampled)[0].movedim(-1, 1))
+        logits, facts = judge(pictures), truth(sampled)
         loss = sum(F.cross_entropy(logits[name], facts[name]) for name in FACTS)
         optimiser.zero_grad(), loss.backward(), optimiser.step(), rate.step()
         if (step + 1) % 100 == 0:

@@ -9,7 +9,7 @@ import torch
 from baret_ops.sampling import injected_steps
 from baret_ops.inversion import NotFinite, StopRule, ddim_inversion, ttis
 from baret_ops.schedule import make_schedule
-from baret_ops.step_rules import STEP_RULES, Adam, Secant, SecantMemory, Step
+from baret_ops.step_rules import Adam, Secant, SecantMemory
 from baret_ops.transition import blend, eta_schedule
 
 STEPS, IMAGES, TOKENS, WIDTH = 5, 2, 3, 4

@@ -1,5 +1,6 @@
 """The README's main command, and what it says when something is not there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -40,3 +41,15 @@ def test_a_folder_that_is_no_comfyui(tmp_path):
     done = edit(tmp_path, "--comfyui", str(tmp_path))
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "is not a ComfyUI folder" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_the_benchmark_runs_to_its_end(tmp_path):
+    environment = {**os.environ, "COMFYUI_PYTHON": sys.executable}
+    command = [sys.executable, str(DEV / "bench.py"), "--quick", "--models", "world", "--repeats", "1", "--out", "bench"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    tables = json.loads((tmp_path / "bench.json").read_text())
+    rows = {row["run"]: (row["rows"], row["rows with gradient"]) for row in tables["overhead"]}
+    steps = tables["overhead"][0]["steps"]
+    assert rows["TTIS, default rule"] == (3 * steps, steps) and rows["TTIS, adam, 5 updates"] == (3 * steps, 5 * steps)
+    assert all(row["overhead"] > 0 for row in tables["overhead"] + tables["growth"])
+    assert "| drawn world | null-text inversion, diffusers, 10 update(s) |" in (tmp_path / "bench.md").read_text()

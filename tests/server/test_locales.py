@@ -1,6 +1,5 @@
 """The translations against the nodes' schemas."""
 
-import json
 import re
 
 import comfyui
