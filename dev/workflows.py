@@ -40,7 +40,7 @@ SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
 WORLD_INVERSION = {"steps": 25}
-WORLD_TAU_SA = 0.2  # a pose changes up to here, see the sweep
+WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
@@ -134,7 +134,7 @@ redraws the picture with it. This is the slow stage, and it runs only once: chan
 TRANSITION_NOTE = """\
 Blends the tuned text back towards the plain target text: `eta` 1 is the picture as it was, 0 is the text alone.
 
-- The shape or pose does not change: lower `eta_start` to 0.6.
+- The shape or pose does not change: lower `eta_start` (0.6, then 0.4), then `eta_end`.
 - Only colour, style or background should change: set both to 1."""
 
 EDIT_NOTE = """\
@@ -142,7 +142,7 @@ Samples the edit, borrowing attention from the other two: where things are from 
 where from the **transition** (`tau_ca`).
 
 - Too little of the picture is left: raise `tau_sa` (to 0.4).
-- Too little changed: lower `tau_sa` (to 0.1)."""
+- Too little changed: lower `tau_sa` (to 0.2)."""
 
 
 RIGID_NOTE = """\
@@ -165,7 +165,7 @@ class Source:
     negative: Link
     latent: Link
     settings: dict  # of TTIS Inversion
-    tau_sa: float  # for a change of pose
+    etas: dict  # of Transition Embedding, for a change of pose
 
 
 def _texts(w: Workflow, clip: Link, text: str) -> tuple[Link, Link]:
@@ -183,7 +183,7 @@ def _world(w: Workflow, text: str) -> Source:
     w.column()
     target, negative = _texts(w, loader["clip"], text)
     latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
-    return Source(loader["model"], loader["clip"], loader["vae"], scene["image"], target, negative, latent["LATENT"], WORLD_INVERSION, WORLD_TAU_SA)
+    return Source(loader["model"], loader["clip"], loader["vae"], scene["image"], target, negative, latent["LATENT"], WORLD_INVERSION, WORLD_ETAS)
 
 
 def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
@@ -197,7 +197,7 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     target, negative = _texts(w, model["CLIP"], text)
     scaled = w.add("ImageScaleToTotalPixels", image=image["IMAGE"], upscale_method="lanczos", megapixels=0.25, resolution_steps=64)
     latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=loader["VAE"])
-    return Source(model["MODEL"], model["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {}, 0.3)
+    return Source(model["MODEL"], model["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {}, {})
 
 
 def _invert(w: Workflow, source: Source, title: str = "2. Invert") -> Node:
@@ -209,9 +209,9 @@ def _invert(w: Workflow, source: Source, title: str = "2. Invert") -> Node:
     return ttis
 
 
-def _transition(w: Workflow, ttis: Node) -> Node:
+def _transition(w: Workflow, source: Source, ttis: Node) -> Node:
     w.stage("3. Let the shape change", TRANSITION_NOTE)
-    return w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
+    return w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
 
 
 def _edit(w: Workflow, source: Source, ttis: Node, embeddings: Node, name: str, title: str = "Edit", **dials) -> Link:
@@ -224,10 +224,10 @@ def _edit(w: Workflow, source: Source, ttis: Node, embeddings: Node, name: str, 
 
 def _full_edit(w: Workflow, source: Source) -> None:
     ttis = _invert(w, source)
-    transition = _transition(w, ttis)
+    transition = _transition(w, source, ttis)
     w.stage("4. Edit", EDIT_NOTE + """
 - Connect a `mask` (white may change) to keep the rest as it is.""")
-    edited = _edit(w, source, ttis, transition, "edit", tau_sa=source.tau_sa)
+    edited = _edit(w, source, ttis, transition, "edit")
     both = w.add("ImageStitch", image1=source.image, image2=edited, direction="right", spacing_width=8)
     w.add("PreviewImage", "Before and after", images=both["IMAGE"])
 
@@ -257,14 +257,14 @@ def baret_masked_edit() -> Workflow:
     w = Workflow("baret_masked_edit")
     source = _world(w, SCENE_TEXT)
     ttis = _invert(w, source)
-    transition = _transition(w, ttis)
+    transition = _transition(w, source, ttis)
     w.stage("4. Where it may change", """\
 White may change; **everything else is kept as it was, at every step**. Here the scene's own mask of the animal, grown so that the
 new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""")
     grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
     w.add("MaskPreview", "May change", mask=grown["MASK"])
     w.stage("5. Edit", EDIT_NOTE)
-    _edit(w, source, ttis, transition, "masked", tau_sa=source.tau_sa, mask=grown["MASK"])
+    _edit(w, source, ttis, transition, "masked", mask=grown["MASK"])
     return w
 
 
@@ -272,7 +272,7 @@ def baret_stock_sampler() -> Workflow:
     w = Workflow("baret_stock_sampler")
     source = _world(w, SCENE_TEXT)
     ttis = _invert(w, source)
-    transition = _transition(w, ttis)
+    transition = _transition(w, source, ttis)
     w.stage("4. Hand over to a stock sampler", """\
 `Embeddings to Sampler` turns an inversion into what stock nodes take: a conditioning with one entry per step, the noise
 levels, and the picture's own noise to start from. Any node for conditionings or sampling can be put in between.
@@ -302,9 +302,9 @@ def baret_sweep() -> Workflow:
 The best `eta` and `tau_sa` differ from picture to picture. Here each row is an eta, each column a tau, and your picture stands in the corner; rows appear as they are done.
 
 - **Pick the best cell** and put its numbers into *Transition Embedding* and *BAM Edit* of `baret_edit`.
-- Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.5-0.1).""")
+- Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.2-0).""")
     sweep = w.add("BaretEditSweep", model=source.model, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"], vae=source.vae,
-                  eta_ranges="1, 0.8-0.1, 0.6-0.1", tau_sa="0.1, 0.2, 0.3, 0.4")
+                  eta_ranges="1, 0.8-0.1, 0.4-0", tau_sa="0.1, 0.2, 0.3, 0.4")
     w.column()
     w.add("SaveImage", "All edits", images=sweep["grid"], filename_prefix="baret/sweep")
     return w
@@ -319,7 +319,7 @@ def baret_maps() -> Workflow:
 
 *Transition Embedding* as in `baret_edit`.""")
     w.add("BaretInversionReport", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
-    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
+    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
     w.stage("4. Where does each word look?", """\
 Heat over the picture, for each of `words` (empty: all): in the reconstruction, the transition and the edit. A word that is to change the pose should be hot
 **where the new pose is**, in the transition already.
@@ -327,7 +327,7 @@ Heat over the picture, for each of `words` (empty: all): in the reconstruction, 
 - It looks only at the old place: lower `eta_start`.
 - A word that should stay (tree, snow) moves: raise `eta_start`, or `tau_sa`.""")
     maps = w.add("BaretAttentionMaps", model=source.model, trajectory=ttis["trajectory"], embeddings=transition["embeddings"], clip=source.clip, vae=source.vae,
-                 text=SCENE_TEXT, words="dog, lying, snow, tree", tau_sa=source.tau_sa)
+                 text=SCENE_TEXT, words="dog, lying, snow, tree")
     w.column()
     w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps")
     return w
@@ -361,14 +361,14 @@ Writes the inversion to the output folder. `Load Inversion` reads it back in ano
 stage 2, with the same checkpoint.""")
     w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.stage("4. The edit it was inverted for", "As in `baret_edit`: blend, then sample with shared attention.")
-    first = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
-    _edit(w, source, ttis, first, "first", "First edit", tau_sa=source.tau_sa)
+    first = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
+    _edit(w, source, ttis, first, "first", "First edit")
     w.stage("5. Another text, the same inversion", """\
 Another target text goes into `positive` of Transition Embedding. **The inversion is not run again**: change this text and
 queue as often as you like. It works best for texts close to the one that was inverted with.""")
-    other = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text=SCENE_TEXT.replace("lying", "standing"))
-    second = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], positive=other["CONDITIONING"])
-    _edit(w, source, ttis, second, "second", "Second edit", tau_sa=source.tau_sa)
+    other = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text=SCENE_TEXT.replace("blue", "red"))
+    second = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], positive=other["CONDITIONING"], **source.etas)
+    _edit(w, source, ttis, second, "second", "Second edit")
     return w
 
 

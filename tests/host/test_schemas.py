@@ -72,9 +72,10 @@ def test_a_help_page_for_every_node(pack):
 
     folder = Path(pack.root.__file__).parent / pack.root.WEB_DIRECTORY / "docs"
     for node_id, node in pack.nodes.items():
-        page = (folder / f"{node_id}.md").read_text(encoding="utf-8")
-        for entry in node.define_schema().inputs:
-            assert f"`{entry.id}`" in page, f"the help page of {node_id} does not explain {entry.id}"
+        for page in (folder / f"{node_id}.md", folder / node_id / "zh.md"):
+            text = page.read_text(encoding="utf-8")
+            for entry in node.define_schema().inputs:
+                assert f"`{entry.id}`" in text, f"{page} does not explain {entry.id}"
 
 
 @pytest.mark.parametrize("given, bound", [("steps", 1), ("iterations", -1)])
