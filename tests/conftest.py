@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,7 +68,10 @@ def host(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pack(host):
     """The pack's modules as the host's loader made them, and its node classes by id."""
-    assert asyncio.run(host.nodes.load_custom_node(str(ROOT))), "the host's loader refused the pack; see the log"
+    # In a thread of its own: a browser test before this one keeps an event loop running here.
+    with ThreadPoolExecutor(1) as thread:
+        loaded = thread.submit(asyncio.run, host.nodes.load_custom_node(str(ROOT))).result()
+    assert loaded, "the host's loader refused the pack; see the log"
     name = str(ROOT).replace(".", "_x_")
     modules = {key.removeprefix(name + "."): module for key, module in sys.modules.items() if key.startswith(name + ".")}
     ids = {key: node for key, node in host.nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith(name)}
