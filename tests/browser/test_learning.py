@@ -35,7 +35,9 @@ def test_searching_finds_the_nodes(page, words):
     results = page.search(words)
     for name in NODES:
         results.filter(has_text=name).first.wait_for()
-    page.page.keyboard.press("Escape")
+    while page.page.locator(".p-dialog-mask").count():  # a box that is still opening lets the key pass
+        page.page.keyboard.press("Escape")
+        page.page.wait_for_timeout(50)
     library = page.page.get_by_label("Node Library (n)")
     library.click()
     page.page.get_by_placeholder("Search...").fill(words)
