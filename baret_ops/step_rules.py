@@ -228,11 +228,10 @@ class SecantMemory:
             if not active:
                 break
             # Backward goes through the last forward, even where another point was kept: the Jacobian is nearly the same there.
-            seed = torch.zeros_like(r)
-            for b in active:
-                seed[rows.index(b)] = residual[b] + known[b].solve(residual[b])[1].to(residual)
-            gradient = torch.autograd.grad(r, trial, seed)[0][[rows.index(b) for b in active]]
-            seed = seed[[rows.index(b) for b in active]]
+            seed, places = torch.zeros_like(r), [rows.index(b) for b in active]
+            for place, b in zip(places, active):
+                seed[place] = residual[b] + known[b].solve(residual[b])[1].to(residual)
+            gradient, seed = torch.autograd.grad(r, trial, seed)[0][places], seed[places]
             rows, last = active, j == step.iterations
             start, start_residual = embedding[rows], residual[rows]
 
