@@ -30,7 +30,7 @@ def export(run, args, net, codec, found):
     tensors = {f"{part}.{name}": t.half().contiguous() for part, module in parts.items() for name, t in module.state_dict().items()}
     metadata = {
         "baret_world": model.FORMAT, "licence": "MIT", "command": f"python dev/world/train.py RUN --seed {args.seed}",
-        "seed": str(args.seed), "settings": json.dumps({k: v for k, v in vars(args).items() if k not in ("run", "version", "comfyui")}), "scores": json.dumps(found),
+        "seed": str(args.seed), "settings": json.dumps({k: v for k, v in vars(args).items() if k not in ("run", "codec", "version", "comfyui")}), "scores": json.dumps(found),
         "vocabulary": json.dumps(scenes.vocabulary()), "latent_rgb": json.dumps(latent_rgb(codec)),
     }  # fmt: skip
     if (run / "notes.txt").exists():

@@ -25,6 +25,8 @@ def main():
     parser.add_argument("--codec-lr", type=float, default=2e-3)
     parser.add_argument("--scenes", type=int, default=50_000)
     parser.add_argument("--captions", type=int, default=4, help="captions drawn for each scene")
+    parser.add_argument("--keep", type=float, default=0.9, help="share of its facts that a caption names (default: %(default)s)")
+    parser.add_argument("--codec", type=Path, help="a weights file whose codec is taken as it is, in place of training one")
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -40,12 +42,12 @@ def main():
     import torch
     from export import export
     from score import scores
-    from train_codec import train_codec, train_decoder
+    from train_codec import read_codec, train_codec, train_decoder
     from train_unet import encode_set, train_unet
 
     torch.set_num_threads(1)
     args.run.mkdir(parents=True, exist_ok=True)
-    codec = train_codec(args.run, args)
+    codec = train_codec(args.run, args) if args.codec is None else read_codec(args.codec)
     if args.until == "codec":
         return
     data = encode_set(args.run, args, codec)
@@ -54,7 +56,8 @@ def main():
     net = train_unet(args.run, args, codec, data)
     if args.until == "unet":
         return
-    codec = train_decoder(args.run, args, codec)
+    if args.codec is None:
+        codec = train_decoder(args.run, args, codec)
     export(args.run, args, net, codec, scores(args.run, args, net, codec))
 
 

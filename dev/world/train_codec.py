@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from common import HELD_OUT, descend, log, psnr, rendered, save_grid, to_input
 from torch import nn
 
+from world import model
 from world.codec import Codec
 
 
@@ -62,6 +63,14 @@ def train_codec(run, args):
     with torch.no_grad():
         last.weight.mul_(scale.view(-1, 1, 1, 1))
         last.bias.sub_(norm.running_mean).mul_(scale)
+    return codec.eval().requires_grad_(False)
+
+
+def read_codec(path):
+    """The `Codec` of a weights file, as it is. Raises as `model.read`."""
+    tensors, _ = model.read(path)
+    codec = Codec()
+    codec.load_state_dict({name.removeprefix("codec."): t.float() for name, t in tensors.items() if name.startswith("codec.")})
     return codec.eval().requires_grad_(False)
 
 

@@ -27,7 +27,7 @@ def encode_set(run, args, codec):
         batch, pictures, _ = rendered(args.seed * 10**6 + 10 + start, 500)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             latents += [codec.encode(to_input(part)).half() for part in pictures.split(20)]
-        texts = [[scenes.caption(s, start * 8 + i * 8 + k) for k in range(args.captions)] for i, s in enumerate(batch)]
+        texts = [[scenes.caption(s, start * 8 + i * 8 + k, args.keep) for k in range(args.captions)] for i, s in enumerate(batch)]
         tokens.append(torch.tensor([[words.window(t) for t in row] for row in texts], dtype=torch.uint8))
     data = {"latents": torch.cat(latents), "tokens": torch.cat(tokens)}
     log(run, stage="encode", scenes=args.scenes, seconds=round(time.time() - started), std=round(data["latents"].float().std().item(), 3))
