@@ -83,11 +83,15 @@ class Sharing:
     max_tokens: int | None = None
     uncond: bool = False
 
-    def share_self(self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    def share_self(
+        self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """``softmax(Q_lender K_lender^T / sqrt(d)) V_own`` for self-attention; see :meth:`_share`."""
         return self._share(self.self_from, n, context, value, passes)
 
-    def share_cross(self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    def share_cross(
+        self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """``softmax(Q_lender K_lender^T / sqrt(d)) V_own`` for cross-attention; see :meth:`_share`."""
         return self._share(self.cross_from, n, context, value, passes)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .attention import Attend, Hooks, Site
-from .bam import RECONSTRUCTION, TRANSITION
+from .edits.bam import RECONSTRUCTION, TRANSITION
 
 BLOCK = 1 << 22
 """Most entries of an attention map that exist at a time (16 MB in float32)."""
@@ -52,7 +52,9 @@ class MapSums:
         return self._sum / self.count
 
 
-def watch_words(sums: MapSums, words: Tensor, steps: range, wanted: Callable[[Site], bool]) -> Callable[[int, dict[str, int]], Hooks | None]:
+def watch_words(
+    sums: MapSums, words: Tensor, steps: range, wanted: Callable[[Site], bool]
+) -> Callable[[int, dict[str, int]], Hooks | None]:
     """A ``watch`` for :func:`.bam.advance`: in ``steps`` and where ``wanted``, the word maps of reconstruction, transition and edit, in this order.
 
     sums: takes them in, R = 3 B. words: ``[T,W]`` as for :func:`word_maps`; a text that the model was given several times over counts as one.
@@ -64,12 +66,22 @@ def watch_words(sums: MapSums, words: Tensor, steps: range, wanted: Callable[[Si
 
         def hook(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
             # The reconstruction is the last of the processes.
-            rows = [site.rows(len(q), places[RECONSTRUCTION] + 1, place) for place in (places[RECONSTRUCTION], places[TRANSITION], 0)]
+            rows = [
+                site.rows(len(q), places[RECONSTRUCTION] + 1, place)
+                for place in (places[RECONSTRUCTION], places[TRANSITION], 0)
+            ]
             if None not in rows and wanted(site):
                 times, rest = divmod(k.shape[1], len(words))
                 if rest:
-                    raise ValueError(f"attention sees {k.shape[1]} tokens where the text has {len(words)}: another node adds its own; take its patch off the model.")
-                sums.add(*(torch.cat([part[each] for each in rows]) for part in (q, k)), site.heads, words.repeat(times, 1), site.grid)
+                    raise ValueError(
+                        f"attention sees {k.shape[1]} tokens where the text has {len(words)}: another node adds its own; take its patch off the model."
+                    )
+                sums.add(
+                    *(torch.cat([part[each] for each in rows]) for part in (q, k)),
+                    site.heads,
+                    words.repeat(times, 1),
+                    site.grid,
+                )
             return attend(q, k, v)
 
         return Hooks(cross_attention=hook)

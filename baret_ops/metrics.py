@@ -23,12 +23,22 @@ def ssim(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
     whole window fits. where: ``[B,H,W]`` weights of the pixels. Raises ValueError for pictures smaller than the window.
     """
     if min(a.shape[1:3]) < _WINDOW:
-        raise ValueError(f"pictures of {a.shape[2]}x{a.shape[1]} came; SSIM looks through a window of {_WINDOW}x{_WINDOW}, so they must be at least that big.")
+        raise ValueError(
+            f"pictures of {a.shape[2]}x{a.shape[1]} came; SSIM looks through a window of {_WINDOW}x{_WINDOW}, so they must be at least that big."
+        )
     x, y = (picture.double().movedim(-1, 1) for picture in (a, b))
     mean_x, mean_y = _blur(x), _blur(y)
-    variance_x, variance_y, covariance = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2, _blur(x * y) - mean_x * mean_y
+    variance_x, variance_y, covariance = (
+        _blur(x * x) - mean_x**2,
+        _blur(y * y) - mean_y**2,
+        _blur(x * y) - mean_x * mean_y,
+    )
     c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    similarity = (
+        (2 * mean_x * mean_y + c1)
+        * (2 * covariance + c2)
+        / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    )
     edge = _WINDOW // 2
     return _mean(similarity.mean(1), None if where is None else where[:, edge:-edge, edge:-edge]).float()
 

@@ -17,12 +17,14 @@ class Tokens:
     ids: tuple[Hashable, ...]
     words: tuple[tuple[str, tuple[int, ...]], ...]
 
-    def find(self, phrase: "Tokens") -> tuple[int, ...]:
+    def find(self, phrase: Tokens) -> tuple[int, ...]:
         """Positions of every place where the words of ``phrase`` stand one after another; empty when there is none."""
         wanted = [phrase.ids[position] for _, positions in phrase.words for position in positions]
         found: list[int] = []
         for first in range(len(self.words)):
-            here = [position for _, positions in self.words[first : first + len(phrase.words)] for position in positions]
+            here = [
+                position for _, positions in self.words[first : first + len(phrase.words)] for position in positions
+            ]
             if wanted and [self.ids[position] for position in here] == wanted:
                 found += here
         return tuple(dict.fromkeys(found))
@@ -38,7 +40,9 @@ def align(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | 
     common = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
     for i in reversed(range(len(source))):
         for j in reversed(range(len(target))):
-            common[i][j] = 1 + common[i + 1][j + 1] if source[i] == target[j] else max(common[i + 1][j], common[i][j + 1])
+            common[i][j] = (
+                1 + common[i + 1][j + 1] if source[i] == target[j] else max(common[i + 1][j], common[i][j + 1])
+            )
     partners: list[int | None] = [None] * len(target)
     i = j = 0
     while i < len(source) and j < len(target):

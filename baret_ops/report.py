@@ -36,15 +36,31 @@ def inversion_text(trajectory: Trajectory, embeddings: Embeddings) -> str:
     lines = []
     for b in range(images):
         worst = int(losses[:, b].argmax())
-        reached = "" if thresholds is None else f", {int((losses[:, b] <= thresholds.cpu()).sum())} of {steps} steps within the threshold"
+        reached = (
+            ""
+            if thresholds is None
+            else f", {int((losses[:, b] <= thresholds.cpu()).sum())} of {steps} steps within the threshold"
+        )
         lines.append(
             f"picture {b + 1}: reconstruction {decibels[b]:.1f} dB (loss {losses[-1, b]:.3g}), {int(updates[:, b].sum())} updates, "
             f"at most {int(updates[:, b].max())} a step{reached}, worst step {worst} (loss {losses[worst, b]:.3g})"
         )
-    head = ["step", "time", *([] if thresholds is None else ["threshold"]), *(f"{name} {b + 1}" for b in range(images) for name in ("loss", "updates"))]
+    head = [
+        "step",
+        "time",
+        *([] if thresholds is None else ["threshold"]),
+        *(f"{name} {b + 1}" for b in range(images) for name in ("loss", "updates")),
+    ]
     table = [head]
     for i, time in enumerate(trajectory.schedule.timesteps):
         limit = [] if thresholds is None else [f"{float(thresholds[i]):.3g}"]
-        table.append([str(i), str(time), *limit, *(cell for b in range(images) for cell in (f"{losses[i, b]:.4g}", str(int(updates[i, b]))))])
+        table.append(
+            [
+                str(i),
+                str(time),
+                *limit,
+                *(cell for b in range(images) for cell in (f"{losses[i, b]:.4g}", str(int(updates[i, b])))),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*table)]
     return "\n".join([*lines, "", *("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table)])

@@ -27,8 +27,10 @@ class Schedule:
         """``sqrt(1 + sigma**2)``: what turns ``z`` into ``x`` at this level."""
         return float((1.0 + self.sigmas[level] ** 2).sqrt())
 
-    def same_levels(self, other: "Schedule") -> bool:
-        return self.timesteps == other.timesteps and bool(((self.sigmas - other.sigmas).abs() <= 1e-6 * self.sigmas).all())
+    def same_levels(self, other: Schedule) -> bool:
+        return self.timesteps == other.timesteps and bool(
+            ((self.sigmas - other.sigmas).abs() <= 1e-6 * self.sigmas).all()
+        )
 
 
 def make_schedule(table: Tensor, steps: int) -> Schedule:

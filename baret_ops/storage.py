@@ -37,13 +37,22 @@ def save_inversion(path: Path, trajectory: Trajectory, embeddings: Embeddings) -
         "positive_options": sorted({*embeddings.positive_options, *embeddings.missing_positive} - _TEXT_OPTIONS),
         "negative_options": sorted({*embeddings.negative_options, *embeddings.missing_negative} - _TEXT_OPTIONS),
     }
-    tensors = {name: getattr(trajectory, name) for name in _TRAJECTORY} | {name: getattr(embeddings, name) for name in _EMBEDDINGS}
+    tensors = {name: getattr(trajectory, name) for name in _TRAJECTORY} | {
+        name: getattr(embeddings, name) for name in _EMBEDDINGS
+    }
     tensors |= {name: value for name in _OPTIONAL if (value := getattr(embeddings, name)) is not None}
     tensors["sigmas"] = trajectory.schedule.sigmas
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         # clone: safetensors refuses tensors that share memory, and an expanded batch does.
-        save_file({name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}, partial, {"baret": json.dumps(about)})
+        save_file(
+            {
+                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in tensors.items()
+            },
+            partial,
+            {"baret": json.dumps(about)},
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -65,7 +74,9 @@ def load_inversion(path: Path) -> tuple[Trajectory, Embeddings]:
                 raise ValueError(f"{name} lacks {', '.join(missing)}; save the inversion again.")
             tensors = {key: file.get_tensor(key) for key in wanted | ({*_OPTIONAL} & {*file.keys()})}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{name} cannot be read as a safetensors file ({error}); it is truncated or of another kind: save the inversion again.") from error
+        raise ValueError(
+            f"{name} cannot be read as a safetensors file ({error}); it is truncated or of another kind: save the inversion again."
+        ) from error
 
     for key, value in tensors.items():
         expected = {"sigmas": torch.float64, "updates": torch.int64}.get(key, torch.float32)
@@ -76,8 +87,15 @@ def load_inversion(path: Path) -> tuple[Trajectory, Embeddings]:
     try:
         timesteps = tuple(int(t) for t in about["timesteps"])
         sigmas = tensors["sigmas"]
-        if len(timesteps) < 2 or sigmas.shape != (len(timesteps) + 1,) or not (sigmas[:-1] > sigmas[1:]).all() or sigmas[-1] <= 0:
-            raise ValueError(f"its schedule has {len(timesteps)} times and sigmas of shape {list(sigmas.shape)}; falling levels, one more than times, fit.")
+        if (
+            len(timesteps) < 2
+            or sigmas.shape != (len(timesteps) + 1,)
+            or not (sigmas[:-1] > sigmas[1:]).all()
+            or sigmas[-1] <= 0
+        ):
+            raise ValueError(
+                f"its schedule has {len(timesteps)} times and sigmas of shape {list(sigmas.shape)}; falling levels, one more than times, fit."
+            )
         trajectory = Trajectory(
             pivots=tensors["pivots"],
             latents=tensors["latents"],
@@ -103,7 +121,11 @@ def _about(metadata: dict[str, str] | None, name: str) -> dict:
     except (KeyError, TypeError, ValueError):
         kind = version = None
     if kind != FORMAT:
-        raise ValueError(f"{name} is a safetensors file but not an inversion of this pack; choose one written by Save Inversion.")
+        raise ValueError(
+            f"{name} is a safetensors file but not an inversion of this pack; choose one written by Save Inversion."
+        )
     if version != VERSION:
-        raise ValueError(f"{name} has format version {version} and this pack reads version {VERSION}; update the pack or save the inversion again.")
+        raise ValueError(
+            f"{name} has format version {version} and this pack reads version {VERSION}; update the pack or save the inversion again."
+        )
     return about

@@ -55,9 +55,13 @@ class Trajectory:
         levels = self.schedule.steps + 1
         for name, value in (("pivots", self.pivots), ("latents", self.latents)):
             if value.ndim != 5 or value.shape[0] != levels:
-                raise ValueError(f"{name} of shape {list(value.shape)} came; a schedule of {levels - 1} steps needs [{levels},B,C,h,w].")
+                raise ValueError(
+                    f"{name} of shape {list(value.shape)} came; a schedule of {levels - 1} steps needs [{levels},B,C,h,w]."
+                )
         if self.latents.shape != self.pivots.shape:
-            raise ValueError(f"latents {list(self.latents.shape)} and pivots {list(self.pivots.shape)} differ in shape.")
+            raise ValueError(
+                f"latents {list(self.latents.shape)} and pivots {list(self.pivots.shape)} differ in shape."
+            )
 
     @property
     def images(self) -> int:
@@ -68,7 +72,7 @@ class Trajectory:
         """Whether the latents are the pivots themselves (direct inversion), which sampling alone does not give."""
         return torch.equal(self.latents, self.pivots)
 
-    def to(self, device: torch.device) -> "Trajectory":
+    def to(self, device: torch.device) -> Trajectory:
         """This trajectory with its latents on a device."""
         return replace(self, pivots=self.pivots.to(device), latents=self.latents.to(device))
 
@@ -103,10 +107,23 @@ class Embeddings:
             raise ValueError(f"tuned embeddings of shape {list(self.tuned.shape)} came; [N,B,T,D] fits.")
         steps, images, _, width = self.tuned.shape
         if self.target.shape != self.tuned.shape[1:]:
-            raise ValueError(f"the target embedding {list(self.target.shape)} does not fit the tuned ones {list(self.tuned.shape)}.")
-        if self.negative.ndim not in (3, 4) or self.negative.shape[:-2] not in ((images,), (steps, images)) or self.negative.shape[-1] != width:
-            raise ValueError(f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) in {steps} steps of width {width}.")
-        for name, value, shape in (("eta", self.eta, (steps,)), ("losses", self.losses, (steps, images)), ("updates", self.updates, (steps, images)), ("thresholds", self.thresholds, (steps,))):
+            raise ValueError(
+                f"the target embedding {list(self.target.shape)} does not fit the tuned ones {list(self.tuned.shape)}."
+            )
+        if (
+            self.negative.ndim not in (3, 4)
+            or self.negative.shape[:-2] not in ((images,), (steps, images))
+            or self.negative.shape[-1] != width
+        ):
+            raise ValueError(
+                f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) in {steps} steps of width {width}."
+            )
+        for name, value, shape in (
+            ("eta", self.eta, (steps,)),
+            ("losses", self.losses, (steps, images)),
+            ("updates", self.updates, (steps, images)),
+            ("thresholds", self.thresholds, (steps,)),
+        ):
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} of shape {list(value.shape)} came; {list(shape)} fits.")
 
@@ -131,11 +148,11 @@ class Embeddings:
         """``e_tra_i`` ``[B,T,D]``: the tuned embedding blended towards the target text by this step's eta."""
         return blend(self.tuned[step], self.target, float(self.eta[step]))
 
-    def with_transition(self, eta_start: float, eta_end: float) -> "Embeddings":
+    def with_transition(self, eta_start: float, eta_end: float) -> Embeddings:
         """These embeddings with eta going linearly from ``eta_start`` to ``eta_end`` (both 0..1)."""
         return replace(self, eta=eta_schedule(eta_start, eta_end, self.steps))
 
-    def with_target(self, target: Tensor, options: Mapping[str, Any]) -> "Embeddings":
+    def with_target(self, target: Tensor, options: Mapping[str, Any]) -> Embeddings:
         """These embeddings with another target text ``[B,T,D]`` and the options of its conditioning: invert once, edit many.
 
         A text of another length is brought to a common one by repeating both, which changes no attention. Options that a
@@ -147,7 +164,9 @@ class Embeddings:
             tuned=repeat_tokens(self.tuned, length),
             target=repeat_tokens(target, length),
             positive_options=MappingProxyType(dict(options)),
-            negative_options=MappingProxyType({**self.negative_options, **{name: options[name] for name in self.missing_negative if name in options}}),
+            negative_options=MappingProxyType(
+                {**self.negative_options, **{name: options[name] for name in self.missing_negative if name in options}}
+            ),
             missing_positive=(),
             missing_negative=(),
         )

@@ -40,12 +40,30 @@ CFG = 7.5
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("world", "sd15"), default=("world", "sd15"))
-    parser.add_argument("--latents", nargs="+", type=int, help="sides of square latents for the SD1.5-sized model (default: 32, on a GPU 64)")
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), help="of the SD1.5-sized model (default: float32, on a GPU bfloat16)")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1], help="pictures at once, for the SD1.5-sized model")
-    parser.add_argument("--steps", type=int, help="of the SD1.5-sized model's runs (default: 4, on a GPU 50); the drawn world's have 50")
+    parser.add_argument(
+        "--latents",
+        nargs="+",
+        type=int,
+        help="sides of square latents for the SD1.5-sized model (default: 32, on a GPU 64)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the SD1.5-sized model (default: float32, on a GPU bfloat16)",
+    )
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[1], help="pictures at once, for the SD1.5-sized model"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="of the SD1.5-sized model's runs (default: 4, on a GPU 50); the drawn world's have 50"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="torch threads on a CPU (default: 1 for the drawn world, all cores for the SD1.5-sized model)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="torch threads on a CPU (default: 1 for the drawn world, all cores for the SD1.5-sized model)",
+    )
     parser.add_argument("--quick", action="store_true", help="few steps and small sizes")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="writes OUT.md and OUT.json (default: bench)")
     comfyui.add_arguments(parser)
@@ -61,7 +79,9 @@ def main():
 def run(host, args) -> dict:
     lab = Lab(host)
     quick, cuda = args.quick, lab.device.type == "cuda"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     tables = {
         "about": {
             "command": "python dev/bench.py " + " ".join(a for a in sys.argv[1:] if not a.startswith(str(Path.home()))), "commit": commit,
@@ -79,7 +99,12 @@ def run(host, args) -> dict:
                     steps = args.steps or (50 if cuda else 2 if quick else 4)
                     tables["overhead"] += lab.overhead(f"SD1.5-sized, {dtype}", problem, steps, args.repeats)
                     tables["memory"] += lab.memory(f"SD1.5-sized, {dtype}", problem)
-            tables["peer"] += lab.peer_time(f"SD1.5-sized, {dtype}", lab.random_problem(model, 1, 8 if quick else 64 if cuda else 32), SD15, args.repeats)
+            tables["peer"] += lab.peer_time(
+                f"SD1.5-sized, {dtype}",
+                lab.random_problem(model, 1, 8 if quick else 64 if cuda else 32),
+                SD15,
+                args.repeats,
+            )
             del model, problem
             gc.collect()
     if "world" in args.models:
@@ -101,7 +126,10 @@ class Lab:
         sys.path.insert(0, str(host.path))
         import comfy.options
 
-        argv, sys.argv = sys.argv, [sys.argv[0]] + ([] if torch.cuda.is_available() else ["--cpu"])  # the host reads its own command line
+        argv, sys.argv = (
+            sys.argv,
+            [sys.argv[0]] + ([] if torch.cuda.is_available() else ["--cpu"]),
+        )  # the host reads its own command line
         comfy.options.enable_args_parsing()
         import comfy.cli_args  # noqa: F401
 
@@ -109,6 +137,7 @@ class Lab:
         import asyncio
 
         import comfy.model_management
+
         import nodes
 
         self.torch, self.device, self.host_nodes = torch, comfy.model_management.get_torch_device(), nodes
@@ -121,11 +150,18 @@ class Lab:
         if self.device.type == "cuda":
             return self.torch.cuda.get_device_name()
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()) + f", {os.cpu_count()} cores"
+        return (
+            next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+            + f", {os.cpu_count()} cores"
+        )
 
     def call(self, node_id, **inputs):
         node = self.nodes[node_id]
-        defaults = {entry.id: entry.default for entry in node.define_schema().inputs if getattr(entry, "default", None) is not None}
+        defaults = {
+            entry.id: entry.default
+            for entry in node.define_schema().inputs
+            if getattr(entry, "default", None) is not None
+        }
         with self.torch.inference_mode():
             return node.execute(**{**defaults, **inputs}).args
 
@@ -155,7 +191,9 @@ class Lab:
     def random_problem(self, model, batch, side):
         draw = lambda *shape, seed: self.torch.randn(*shape, generator=self.torch.Generator().manual_seed(seed))  # noqa: E731
         texts = {"positive": [[draw(1, 77, 768, seed=1), {}]], "negative": [[draw(1, 77, 768, seed=2), {}]]}
-        return SimpleNamespace(model=model, texts=texts, latent={"samples": draw(batch, 4, side, side, seed=3)}, batch=batch, side=side)
+        return SimpleNamespace(
+            model=model, texts=texts, latent={"samples": draw(batch, 4, side, side, seed=3)}, batch=batch, side=side
+        )
 
     def world_problem(self, batch, side=16):
         """Drawn scenes and texts that ask for another pose."""
@@ -172,7 +210,15 @@ class Lab:
         return SimpleNamespace(model=model, texts=texts, latent=latent, batch=batch, side=side, vae=vae)
 
     def invert(self, problem, steps, **inputs):
-        return self.call("BaretTTISInversion", model=problem.model, latent=problem.latent, steps=steps, cfg=CFG, **problem.texts, **inputs)
+        return self.call(
+            "BaretTTISInversion",
+            model=problem.model,
+            latent=problem.latent,
+            steps=steps,
+            cfg=CFG,
+            **problem.texts,
+            **inputs,
+        )
 
     def edit(self, problem, trajectory, embeddings):
         (moving,) = self.call("BaretTransitionEmbedding", embeddings=embeddings)
@@ -221,14 +267,18 @@ class Lab:
 
         with torch.set_grad_enabled(gradient):
             first, _ = self.timed(work)
-            again = [self.timed(work)[0] for _ in range(min(9, int(0.3 / first)))]  # short ones are measured several times
+            again = [
+                self.timed(work)[0] for _ in range(min(9, int(0.3 / first)))
+            ]  # short ones are measured several times
         return statistics.median([first, *again]) / problem.batch
 
     def overhead(self, name, problem, steps, repeats):
         """Runs through the nodes over the same number of bare passes."""
         self.invert(problem, 2)  # loads the model and leaves its weights differentiable
         runs = {"TTIS, default rule": lambda: self.invert(problem, steps, stop_threshold=0.0, stop_growth=0.0)}
-        runs["TTIS, adam, 5 updates"] = lambda: self.invert(problem, steps, step_rule="adam", iterations=5, stop_threshold=0.0, stop_growth=0.0)
+        runs["TTIS, adam, 5 updates"] = lambda: self.invert(
+            problem, steps, step_rule="adam", iterations=5, stop_threshold=0.0, stop_growth=0.0
+        )
         inversion = self.invert(problem, steps, iterations=0)[:2]
         runs["BAM"] = lambda: self.edit(problem, *inversion)
         figures = {key: [] for key in runs}
@@ -239,7 +289,9 @@ class Lab:
                     seconds, _ = self.timed(work)
                 after = self.unit(problem, False), self.unit(problem, True)
                 units = [(a + b) / 2 for a, b in zip(before, after)]
-                figures[key].append((seconds, rows.plain, rows.tuned, *units, seconds / (rows.plain * units[0] + rows.tuned * units[1])))
+                figures[key].append(
+                    (seconds, rows.plain, rows.tuned, *units, seconds / (rows.plain * units[0] + rows.tuned * units[1]))
+                )
         table = []
         for key, values in figures.items():
             seconds, plain, tuned, forward, both, ratio = (statistics.median(column) for column in zip(*values))
@@ -258,7 +310,14 @@ class Lab:
             before = self.torch.cuda.memory_allocated()
             work()
             return self.torch.cuda.max_memory_allocated() - before, self.torch.cuda.max_memory_allocated()
-        status = lambda key: int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)).split()[1]) * 1024  # noqa: E731
+        status = lambda key: (
+            int(
+                next(
+                    line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+                ).split()[1]
+            )
+            * 1024
+        )  # noqa: E731
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = status("VmRSS")
@@ -280,7 +339,11 @@ class Lab:
                 finally:
                     gradients.must_recompute = decide
                 shape = problem.latent["samples"].shape[1:]
-                estimate = gradients.activations(problem.model, problem.batch, shape, recompute=saver) if run == "TTIS" else None
+                estimate = (
+                    gradients.activations(problem.model, problem.batch, shape, recompute=saver)
+                    if run == "TTIS"
+                    else None
+                )
                 table.append({
                     "model": name, "latent": f"{problem.side}x{problem.side}", "batch": problem.batch, "run": run + (", blocks computed again" if saver else ""),
                     "peak above rest, MB": round(above / 1e6), "estimated for backward, MB": estimate and round(estimate / 1e6), "peak in all, MB": round(whole / 1e6), "2 steps, s": round(seconds, 2),
@@ -302,7 +365,10 @@ class Lab:
             "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in per_level],
             "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(per_level)],
         }  # fmt: skip
-        state = {f"model.diffusion_model.{key}": value.clone() for key, value in model.model.diffusion_model.state_dict().items()}
+        state = {
+            f"model.diffusion_model.{key}": value.clone()
+            for key, value in model.model.diffusion_model.state_dict().items()
+        }
         converted = convert_ldm_unet_checkpoint(state, {**settings, "class_embed_type": None})
         with self.torch.device("meta"):
             unet = UNet2DConditionModel(**settings)
@@ -314,7 +380,14 @@ class Lab:
         from diffusers import DDIMScheduler
 
         torch, dtype = self.torch, unet.dtype
-        scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        scheduler = DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
         scheduler.set_timesteps(steps)
         predict = lambda z, t, e: unet(z.to(dtype), t, encoder_hidden_states=e.to(dtype)).sample.float()  # noqa: E731
         rows, images = SimpleNamespace(plain=0, tuned=0), len(z)
@@ -358,7 +431,9 @@ class Lab:
     def peer_inputs(self, problem):
         family = self.module("host.models").family_of(problem.model)
         z = problem.latent["samples"].to(self.device) * family.latent_scale
-        texts = [problem.texts[key][0][0].to(self.device).expand(len(z), -1, -1).clone() for key in ("positive", "negative")]
+        texts = [
+            problem.texts[key][0][0].to(self.device).expand(len(z), -1, -1).clone() for key in ("positive", "negative")
+        ]
         return z.clone(), *texts
 
     def peer_time(self, name, problem, config, repeats):
@@ -383,11 +458,19 @@ class Lab:
         for _ in range(repeats):
             for key, work in runs.items():
                 times[key].append(self.timed(work)[0])
-        return [{"model": name, "latent": f"{problem.side}x{problem.side}", "run": key, "s a step": round(statistics.median(values) / steps, 3)} for key, values in times.items()]
+        return [
+            {
+                "model": name,
+                "latent": f"{problem.side}x{problem.side}",
+                "run": key,
+                "s a step": round(statistics.median(values) / steps, 3),
+            }
+            for key, values in times.items()
+        ]
 
     def peer_passes(self, problem, steps):
         """On the trained model: passes spent (forward 1, forward + backward 2.1, by picture) and the reconstruction they buy."""
-        unet = self.diffusers_unet(problem.model, {**self.module("world.model").UNET, "num_heads": 2})
+        unet = self.diffusers_unet(problem.model, {**self.module("host.world").UNET, "num_heads": 2})
         inputs, table = self.peer_inputs(problem), []
         decode = lambda z: self.host_nodes.VAEDecode().decode(problem.vae, {"samples": z})[0]  # noqa: E731
 
@@ -396,11 +479,21 @@ class Lab:
                 error = (decode(z) - decode(inputs[0])).square().flatten(1).mean(1)
                 psnr = float((-10 * error.log10()).mean())
             passes = (rows.plain + 2.1 * rows.tuned) / problem.batch
-            table.append({"model": "drawn world", "run": run, "passes a picture": round(passes), "reconstruction, dB": round(psnr, 1), "s a picture": round(seconds / problem.batch, 2)})
+            table.append(
+                {
+                    "model": "drawn world",
+                    "run": run,
+                    "passes a picture": round(passes),
+                    "reconstruction, dB": round(psnr, 1),
+                    "s a picture": round(seconds / problem.batch, 2),
+                }
+            )
 
         for rule, iterations in (("adam", 5), ("secant", 1), ("secant", 2), ("secant_memory", 1), ("secant_memory", 2)):
             with self.counted(problem.model) as rows:
-                seconds, out = self.timed(lambda: self.invert(problem, steps, step_rule=rule, iterations=iterations, learning_rate=1e-2))
+                seconds, out = self.timed(
+                    lambda: self.invert(problem, steps, step_rule=rule, iterations=iterations, learning_rate=1e-2)
+                )
             row(f"TTIS, {rule}, {iterations} update(s)", out[2]["samples"], rows, seconds)
         for inner in (1, 2, 5, 10):
             seconds, (z, rows) = self.timed(lambda: self.null_text(unet, *inputs, steps, inner))
@@ -420,13 +513,26 @@ class Lab:
                 work()
             seconds = statistics.median(self.timed(work)[0] for _ in range(3))
             unit = self.unit(problem, False), self.unit(problem, True)
-            table.append({"what": what, "rows": rows.plain, "rows with gradient": rows.tuned, "s": round(seconds, 3), "overhead": round(seconds / (rows.plain * unit[0] + rows.tuned * unit[1]), 3)})
+            table.append(
+                {
+                    "what": what,
+                    "rows": rows.plain,
+                    "rows with gradient": rows.tuned,
+                    "s": round(seconds, 3),
+                    "overhead": round(seconds / (rows.plain * unit[0] + rows.tuned * unit[1]), 3),
+                }
+            )
         return table
 
 
 def markdown(tables) -> str:
     about = tables["about"]
-    lines = ["# Benchmark", "", f"`{about['command']}` on {about['device']}; ComfyUI {about['ComfyUI']}, torch {about['torch']}, {about['date']}, commit {about['commit']}.", ""]
+    lines = [
+        "# Benchmark",
+        "",
+        f"`{about['command']}` on {about['device']}; ComfyUI {about['ComfyUI']}, torch {about['torch']}, {about['date']}, commit {about['commit']}.",
+        "",
+    ]
     titles = {
         "overhead": "Runs through the nodes over the same number of bare UNet passes", "memory": "Peak memory, with the model loaded",
         "peer": "Beside null-text inversion", "growth": "How TTIS grows (drawn world)",
@@ -434,7 +540,11 @@ def markdown(tables) -> str:
     for key, title in titles.items():
         for columns in dict.fromkeys(tuple(row) for row in tables[key]):
             lines += [f"## {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-            lines += ["| " + " | ".join("" if row[c] is None else str(row[c]) for c in columns) + " |" for row in tables[key] if tuple(row) == columns] + [""]
+            lines += [
+                "| " + " | ".join("" if row[c] is None else str(row[c]) for c in columns) + " |"
+                for row in tables[key]
+                if tuple(row) == columns
+            ] + [""]
     return "\n".join(lines)
 
 

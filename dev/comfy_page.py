@@ -22,7 +22,13 @@ from comfy_server import PACK_NAME, PROBE
 
 PLAYWRIGHT = "playwright==1.58.0"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--disable-component-update"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--disable-component-update",
+]
 LIMIT = 60_000  # ms for anything on the page to come about
 RUN_LIMIT = 300_000  # and for a run to end: a slow machine is no failure
 
@@ -38,7 +44,9 @@ def _playwright() -> Path:
     if not folder.is_dir():
         comfyui.say(f"installing {PLAYWRIGHT} into {folder}")
         with tempfile.TemporaryDirectory(dir=comfyui.cache_root()) as temporary:
-            result = _run([sys.executable, "-m", "pip", "install", "--quiet", "--target", f"{temporary}/new", PLAYWRIGHT])
+            result = _run(
+                [sys.executable, "-m", "pip", "install", "--quiet", "--target", f"{temporary}/new", PLAYWRIGHT]
+            )
             if result.returncode:
                 raise BrowserError(f"{PLAYWRIGHT} could not be installed: {comfyui.last_line(result)}")
             Path(temporary, "new").rename(folder)  # it appears whole or not at all
@@ -72,8 +80,14 @@ def _from_debian() -> tuple[str | None, str]:
     comfyui.say("installing Debian's chromium")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     _run(["apt-get", "update", "-qq"], environment)
-    result = _run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-liberation"], environment)
-    return (_installed()[0], "Debian's package does not start") if result.returncode == 0 else (None, f"apt-get says {comfyui.last_line(result)}")
+    result = _run(
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-liberation"], environment
+    )
+    return (
+        (_installed()[0], "Debian's package does not start")
+        if result.returncode == 0
+        else (None, f"apt-get says {comfyui.last_line(result)}")
+    )
 
 
 def _from_playwright(packages: Path) -> tuple[str | None, str]:
@@ -88,7 +102,9 @@ def _from_playwright(packages: Path) -> tuple[str | None, str]:
 
 def _run(command: list, environment: dict | None = None) -> subprocess.CompletedProcess:
     try:
-        return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(
+            [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=600
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
@@ -106,7 +122,9 @@ def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 
         except Error as error:
             raise BrowserError(f"{path} does not start: {error.message.splitlines()[0]}") from None
         try:
-            context = browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=sharpness, locale="en-US")
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, device_scale_factor=sharpness, locale="en-US"
+            )
             context.set_default_timeout(LIMIT)
             yield Page(context.new_page(), url)
         finally:
@@ -123,17 +141,24 @@ class Page:
     def __init__(self, page, url: str):
         self.page, self.url = page, url
         self.errors: list[str] = []
-        page.on("console", lambda message: message.type == "error" and self._note(message.text, message.location.get("url", "")))
+        page.on(
+            "console",
+            lambda message: message.type == "error" and self._note(message.text, message.location.get("url", "")),
+        )
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
         self.set("Comfy.TutorialCompleted", True)  # a first visit would open the template browser at a time of its own
         self.reload()
 
     def set(self, setting: str, value) -> None:
         """Change a setting of the user on the server; it counts from the next `reload` on."""
-        self.page.request.post(f"{self.url}/api/settings/{setting}", data=json.dumps(value), headers={"Content-Type": "application/json"})
+        self.page.request.post(
+            f"{self.url}/api/settings/{setting}", data=json.dumps(value), headers={"Content-Type": "application/json"}
+        )
 
     def _note(self, text: str, source: str) -> None:
-        looked_up = "/docs/" in source and source.endswith(".md")  # a help page is looked for in the user's language first
+        looked_up = "/docs/" in source and source.endswith(
+            ".md"
+        )  # a help page is looked for in the user's language first
         if any(name in text + source for name in (PACK_NAME, "Baret", "BARET")) and not looked_up:
             self.errors.append(f"{text} ({source})")
 
@@ -148,7 +173,9 @@ class Page:
 
     def wait(self, condition: str, argument=None, limit: int = LIMIT) -> None:
         """Wait until a JavaScript expression is true; `node(title)` as in `ask`."""
-        self.page.wait_for_function(f"argument => {{ const node = {NODE}; return {condition} }}", arg=argument, polling=50, timeout=limit)
+        self.page.wait_for_function(
+            f"argument => {{ const node = {NODE}; return {condition} }}", arg=argument, polling=50, timeout=limit
+        )
 
     def open_template(self, name: str) -> None:
         """Click through the template browser to one of the pack's workflows."""
@@ -158,7 +185,10 @@ class Page:
         self.page.get_by_test_id(f"template-workflow-{name}").click()
         self.page.get_by_role("dialog").wait_for(state="detached")
         # A template opened again gets a number after its name.
-        self.wait("app.extensionManager.workflow.activeWorkflow.filename.split(' ')[0] === argument && app.graph.nodes.length && !app.graph.nodes[0].ofTheWorkflowBefore", name)
+        self.wait(
+            "app.extensionManager.workflow.activeWorkflow.filename.split(' ')[0] === argument && app.graph.nodes.length && !app.graph.nodes[0].ofTheWorkflowBefore",
+            name,
+        )
 
     def search(self, words: str):
         """Empty the canvas, fill in its search box and return the results."""
@@ -176,7 +206,11 @@ class Page:
 
     def pictures(self, title: str) -> list[list[int]]:
         """Wait for the pictures that a run puts into a node; returns their sizes."""
-        self.wait("node(argument).imgs?.length && node(argument).imgs.every(i => i.complete && i.naturalWidth)", title, RUN_LIMIT)
+        self.wait(
+            "node(argument).imgs?.length && node(argument).imgs.every(i => i.complete && i.naturalWidth)",
+            title,
+            RUN_LIMIT,
+        )
         return self.ask("return node(argument).imgs.map(i => [i.naturalWidth, i.naturalHeight])", title)
 
     def complaint(self) -> str:
@@ -192,10 +226,15 @@ class Page:
 
     def place(self, title: str) -> tuple[float, float]:
         """The middle of a node's title bar on the screen."""
-        return tuple(self.ask("""
+        return tuple(
+            self.ask(
+                """
             const n = node(argument), { scale, offset } = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
             return [box.left + (n.pos[0] + n.size[0] / 2 + offset[0]) * scale, box.top + (n.pos[1] - 15 + offset[1]) * scale];
-        """, title))
+        """,
+                title,
+            )
+        )
 
 
 NODE = "title => app.graph.nodes.find(n => n.title === title)"

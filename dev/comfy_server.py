@@ -146,9 +146,15 @@ class Client:
     def upload(self, image: Path) -> str:
         """Put a picture into the server's input folder; returns the name that LoadImage takes."""
         form = uuid.uuid4().hex
-        body = (f'--{form}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+        body = (
+            (
+                f'--{form}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
                 f'--{form}\r\nContent-Disposition: form-data; name="image"; filename="{image.name}"\r\n'
-                "Content-Type: application/octet-stream\r\n\r\n").encode() + image.read_bytes() + f"\r\n--{form}--\r\n".encode()
+                "Content-Type: application/octet-stream\r\n\r\n"
+            ).encode()
+            + image.read_bytes()
+            + f"\r\n--{form}--\r\n".encode()
+        )
         answer = json.loads(self._request("/upload/image", body, f"multipart/form-data; boundary={form}"))
         return answer["name"]
 
@@ -213,7 +219,9 @@ class Client:
                 failure = Interrupted(data)
             elif kind == "executing" and data["node"] is not None:
                 run.executed.append(data["node"])
-            elif kind == "executing" and data.get("prompt_id") == run.prompt_id:  # node None: sent last, however it ended
+            elif (
+                kind == "executing" and data.get("prompt_id") == run.prompt_id
+            ):  # node None: sent last, however it ended
                 if failure:
                     raise failure
                 return run
@@ -225,7 +233,7 @@ def _preview(message: bytes) -> Preview | None:
     if kind == PREVIEW:
         return Preview(None, message[8:])
     if kind == PREVIEW_WITH_METADATA:
-        return Preview(json.loads(message[8:8 + number])["node_id"], message[8 + number:])
+        return Preview(json.loads(message[8 : 8 + number])["node_id"], message[8 + number :])
     return None
 
 
@@ -233,7 +241,9 @@ def _preview(message: bytes) -> Preview | None:
 
 
 @contextlib.contextmanager
-def running(host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Sequence[str] = (), threads: int | None = None) -> Iterator[Client]:
+def running(
+    host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Sequence[str] = (), threads: int | None = None
+) -> Iterator[Client]:
     """Start the server with the pack and `checkpoints` in it, yield a Client, stop it. Raises ServerError.
 
     `options`: further ComfyUI command line options. `threads`: of torch on the CPU; small models want one, since several wait
@@ -248,9 +258,22 @@ def running(host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Seque
             _link(Path(checkpoint).resolve(), work / "models" / "checkpoints" / Path(checkpoint).name)
         port = _free_port()
         log = work / "server.log"
-        command = [str(host.python), "-u", str(host.path / "main.py"), "--base-directory", str(work), "--port", str(port),
-                   "--database-url", f"sqlite:///{(work / 'user' / 'comfyui.db').as_posix()}", "--disable-auto-launch",
-                   "--disable-api-nodes", "--preview-method", "latent2rgb", *options]
+        command = [
+            str(host.python),
+            "-u",
+            str(host.path / "main.py"),
+            "--base-directory",
+            str(work),
+            "--port",
+            str(port),
+            "--database-url",
+            f"sqlite:///{(work / 'user' / 'comfyui.db').as_posix()}",
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+            "--preview-method",
+            "latent2rgb",
+            *options,
+        ]
         if not _has_accelerator(host):
             command.append("--cpu")
         # Compiled files go to our cache: the tree, which may be the user's, is not written to.
@@ -282,7 +305,9 @@ def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float 
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerError(f"ComfyUI ended with code {process.returncode} while starting; its log ends:\n{_tail(log)}")
+            raise ServerError(
+                f"ComfyUI ended with code {process.returncode} while starting; its log ends:\n{_tail(log)}"
+            )
         try:
             with urllib.request.urlopen(f"{url}/system_stats", timeout=5):
                 return
@@ -328,4 +353,4 @@ def _about_pack(log: Path) -> str:
     lines = _lines(log)
     named = [i for i, line in enumerate(lines) if PACK_NAME in line]
     first = next((i for i, line in enumerate(lines) if "Traceback" in line), named[0] if named else 0)
-    return "\n".join(lines[first:named[-1] + 1][-60:]) if named else _tail(log)
+    return "\n".join(lines[first : named[-1] + 1][-60:]) if named else _tail(log)

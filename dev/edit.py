@@ -1,8 +1,8 @@
 """Edit a picture by a text, from nothing: sets up ComfyUI, runs its real server with this pack and queues an example workflow.
 
-    python dev/edit.py                                                         # the model and a scene that come with the pack
-    python dev/edit.py --text "a red dog jumping on the sea"                   # the same scene, another text
-    python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog jumping over a meadow"
+python dev/edit.py                                                         # the model and a scene that come with the pack
+python dev/edit.py --text "a red dog jumping on the sea"                   # the same scene, another text
+python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog jumping over a meadow"
 """
 
 from __future__ import annotations
@@ -22,24 +22,48 @@ PHOTO = workflows.API_FOLDER / "baret_edit_photo.json"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Edit a picture by a text with BARET, in a real ComfyUI that is set up on first use.")
+    parser = argparse.ArgumentParser(
+        description="Edit a picture by a text with BARET, in a real ComfyUI that is set up on first use."
+    )
     parser.add_argument("--image", type=Path, help="the picture to edit (default: a drawn scene)")
     parser.add_argument("--text", help="what the picture should become (default: the example workflow's)")
     parser.add_argument("--negative", help="the negative text (default: empty, as in the paper)")
-    parser.add_argument("--checkpoint", type=Path, help="a Stable Diffusion 1.x or 2.x checkpoint file (default: the small "
-                        "model of drawn scenes that comes with the pack)")
-    parser.add_argument("--size", type=int, default=512, help="with a checkpoint: work at the area of a square of this side; proportions "
-                        "are kept (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="a Stable Diffusion 1.x or 2.x checkpoint file (default: the small "
+        "model of drawn scenes that comes with the pack)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        help="with a checkpoint: work at the area of a square of this side; proportions "
+        "are kept (default: %(default)s)",
+    )
     parser.add_argument("--steps", type=int, help="sampling steps (default: 50)")
     parser.add_argument("--cfg", type=float, help="guidance of the inversion and the edit (default: 7.5)")
     parser.add_argument("--iterations", type=int, help="most updates of the text per step (default: 1)")
-    parser.add_argument("--learning-rate", type=float, help="size of an update (default: 0.001 with a checkpoint, 0.01 without)")
-    parser.add_argument("--eta-start", type=float, help="how much of the picture the transition keeps at first (default: 0.8)")
+    parser.add_argument(
+        "--learning-rate", type=float, help="size of an update (default: 0.001 with a checkpoint, 0.01 without)"
+    )
+    parser.add_argument(
+        "--eta-start", type=float, help="how much of the picture the transition keeps at first (default: 0.8)"
+    )
     parser.add_argument("--eta-end", type=float, help="and at the end (default: 0.1)")
-    parser.add_argument("--tau-sa", type=float, help="share of steps with the reconstruction's self-attention (default: 0.3)")
-    parser.add_argument("--tau-ca", type=float, help="share of steps with the transition's cross-attention (default: 0.6)")
-    parser.add_argument("--out", type=Path, default=Path("edited.png"), help="where the edit goes (default: %(default)s); a strip "
-                        "'before | reconstruction | edit' is written beside it")
+    parser.add_argument(
+        "--tau-sa", type=float, help="share of steps with the reconstruction's self-attention (default: 0.3)"
+    )
+    parser.add_argument(
+        "--tau-ca", type=float, help="share of steps with the transition's cross-attention (default: 0.6)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("edited.png"),
+        help="where the edit goes (default: %(default)s); a strip "
+        "'before | reconstruction | edit' is written beside it",
+    )
     comfyui.add_arguments(parser)
     options = parser.parse_args()
     for path in filter(None, (options.image, options.checkpoint)):
@@ -64,10 +88,15 @@ def fill_in(prompt: dict, options: argparse.Namespace, image: str | None) -> dic
     for inputs, name, value in (
         (prompt[ttis["positive"][0]]["inputs"], "text", options.text),
         (prompt[ttis["negative"][0]]["inputs"], "text", options.negative),
-        (ttis, "steps", options.steps), (ttis, "cfg", options.cfg), (bam, "cfg", options.cfg),
-        (ttis, "iterations", options.iterations), (ttis, "learning_rate", options.learning_rate),
-        (transition, "eta_start", options.eta_start), (transition, "eta_end", options.eta_end),
-        (bam, "tau_sa", options.tau_sa), (bam, "tau_ca", options.tau_ca),
+        (ttis, "steps", options.steps),
+        (ttis, "cfg", options.cfg),
+        (bam, "cfg", options.cfg),
+        (ttis, "iterations", options.iterations),
+        (ttis, "learning_rate", options.learning_rate),
+        (transition, "eta_start", options.eta_start),
+        (transition, "eta_end", options.eta_end),
+        (bam, "tau_sa", options.tau_sa),
+        (bam, "tau_ca", options.tau_ca),
     ):
         if value is not None:
             inputs[name] = value
@@ -92,7 +121,9 @@ class ProgressLine:
                 print(f"{self._elapsed()}  {self.titles[data['node']]}", flush=True)
         elif event["type"] == "progress" and sys.stdout.isatty():
             done = int(30 * data["value"] / data["max"])
-            self._show(f"{self.titles[data['node']]:22} [{'#' * done}{'-' * (30 - done)}] {data['value']}/{data['max']}")
+            self._show(
+                f"{self.titles[data['node']]:22} [{'#' * done}{'-' * (30 - done)}] {data['value']}/{data['max']}"
+            )
 
     def _elapsed(self) -> str:
         return "{:2}:{:02}".format(*divmod(int(time.monotonic() - self.start), 60))
@@ -104,6 +135,7 @@ class ProgressLine:
 def write_pictures(out: Path, before: bytes, reconstruction: bytes, edit: bytes) -> Path:
     """Write the edit and the strip; returns the strip's path."""
     from PIL import Image  # the host's
+
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(edit)
     pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, reconstruction, edit)]
@@ -131,14 +163,25 @@ def main() -> None:
             workflow = json.loads((PHOTO if options.checkpoint else DRAWN_WORLD).read_text(encoding="utf-8"))
             prompt = fill_in(workflow, options, client.upload(options.image) if options.image else None)
             run = client.run(prompt, on_event=ProgressLine(prompt), timeout=24 * 3600)
-            shown = {prompt[id]["_meta"]["title"]: client.view(output["images"][0]) for id, output in run.outputs.items() if output.get("images")}
-    except (comfyui.HostError, comfy_server.ServerError, comfy_server.PromptRejected, comfy_server.ExecutionFailed) as error:
+            shown = {
+                prompt[id]["_meta"]["title"]: client.view(output["images"][0])
+                for id, output in run.outputs.items()
+                if output.get("images")
+            }
+    except (
+        comfyui.HostError,
+        comfy_server.ServerError,
+        comfy_server.PromptRejected,
+        comfy_server.ExecutionFailed,
+    ) as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")
     before = options.image.read_bytes() if options.image else shown["Before"]
     strip = write_pictures(options.out, before, shown["Reconstruction"], shown["Edit"])
-    print(f"Edited by: {next(node['inputs']['text'] for node in prompt.values() if node['_meta']['title'] == 'Target text')}")
+    print(
+        f"Edited by: {next(node['inputs']['text'] for node in prompt.values() if node['_meta']['title'] == 'Target text')}"
+    )
     print(f"The edited picture: {options.out.resolve()}\nbefore | reconstruction | edit: {strip.resolve()}")
 
 

@@ -1,6 +1,6 @@
 """Make the README's strip and the templates' thumbnails anew, each a true output of a real server on the drawn world.
 
-    python dev/gallery.py     # writes docs/edits.png, example_workflows/*.jpg and the pictures of the help pages, web/docs/*.png
+python dev/gallery.py     # writes docs/edits.png, example_workflows/*.jpg and the pictures of the help pages, web/docs/*.png
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def edited(client, scene: dict, text: str, moves: bool) -> list[bytes]:
     if not moves:
         by_title["Transition Embedding"].update(eta_start=1.0, eta_end=1.0)
     run = client.run(prompt)
-    shown = {prompt[id]["_meta"]["title"]: output["images"][0] for id, output in run.outputs.items() if output.get("images")}
+    shown = {
+        prompt[id]["_meta"]["title"]: output["images"][0] for id, output in run.outputs.items() if output.get("images")
+    }
     return [client.view(shown[title]) for title in ("Before", "Reconstruction", "Edit")]
 
 
@@ -51,21 +53,54 @@ def result(client, name: str) -> bytes:
 def looks(client) -> dict[str, bytes]:
     """The pictures of the nodes to look with, by the names of their help pages' files, behind one run of `baret_edit`."""
     prompt = json.loads((workflows.API_FOLDER / "baret_edit.json").read_text(encoding="utf-8"))
-    ids = {node["class_type"]: id for id, node in prompt.items()} | {node["_meta"]["title"]: id for id, node in prompt.items()}
-    world, scene, ttis, bam = ids["BaretWorldLoader"], ids["BaretWorldScene"], ids["BaretTTISInversion"], ids["BaretBAMEdit"]
+    ids = {node["class_type"]: id for id, node in prompt.items()} | {
+        node["_meta"]["title"]: id for id, node in prompt.items()
+    }
+    world, scene, ttis, bam = (
+        ids["BaretWorldLoader"],
+        ids["BaretWorldScene"],
+        ids["BaretTTISInversion"],
+        ids["BaretBAMEdit"],
+    )
     inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
     models = {"model": [world, 0], "vae": [world, 2]}
     dials = {name: value for name, value in prompt[bam]["inputs"].items() if not isinstance(value, list)}
     nodes = {
         "inversion_report": ("BaretInversionReport", inversion),
-        "edit_sweep": ("BaretEditSweep", {**models, **inversion, **dials, "eta_ranges": "1, 0.9-0.1, 0.6-0.1", "tau_sa": "0.1, 0.2, 0.3, 0.4", "tau_ca": "0.6"}),
-        "attention_maps": ("BaretAttentionMaps", {
-            **models, "trajectory": [ttis, 0], "embeddings": [ids["BaretTransitionEmbedding"], 0], "clip": [world, 1], "text": workflows.SCENE_TEXT, "words": "dog, lying, snow, tree",
-            "start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse", **{name: dials[name] for name in ("tau_sa", "tau_ca", "cfg")},
-        }),
-        "edit_metrics": ("BaretEditMetrics", {"source": [scene, 0], "edit": prompt[ids["Edit"]]["inputs"]["images"], "mask": [scene, 2], "text": ""}),
+        "edit_sweep": (
+            "BaretEditSweep",
+            {
+                **models,
+                **inversion,
+                **dials,
+                "eta_ranges": "1, 0.9-0.1, 0.6-0.1",
+                "tau_sa": "0.1, 0.2, 0.3, 0.4",
+                "tau_ca": "0.6",
+            },
+        ),
+        "attention_maps": (
+            "BaretAttentionMaps",
+            {
+                **models,
+                "trajectory": [ttis, 0],
+                "embeddings": [ids["BaretTransitionEmbedding"], 0],
+                "clip": [world, 1],
+                "text": workflows.SCENE_TEXT,
+                "words": "dog, lying, snow, tree",
+                "start_percent": 0.0,
+                "end_percent": 1.0,
+                "resolutions": "coarse",
+                **{name: dials[name] for name in ("tau_sa", "tau_ca", "cfg")},
+            },
+        ),
+        "edit_metrics": (
+            "BaretEditMetrics",
+            {"source": [scene, 0], "edit": prompt[ids["Edit"]]["inputs"]["images"], "mask": [scene, 2], "text": ""},
+        ),
     }
-    outputs = client.run(prompt | {name: {"class_type": type, "inputs": inputs} for name, (type, inputs) in nodes.items()}).outputs
+    outputs = client.run(
+        prompt | {name: {"class_type": type, "inputs": inputs} for name, (type, inputs) in nodes.items()}
+    ).outputs
     return {name: client.view(outputs[name]["images"][0]) for name in nodes}
 
 
@@ -84,11 +119,15 @@ def main() -> None:
             pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in edited(client, scene, text, moves)]
             left, top = number % 2 * (3 * SIDE + 3 * GAP), number // 2 * (SIDE + 34)
             for column, picture in enumerate(pictures):
-                sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left + column * (SIDE + GAP // 2), top))
+                sheet.paste(
+                    picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left + column * (SIDE + GAP // 2), top)
+                )
             draw.text((left, top + SIDE + 6), f"\u201c{text}\u201d", fill="black", font=font)
         for name in (build.__name__ for build in workflows.WORKFLOWS):
             picture = Image.open(io.BytesIO(result(client, name))).convert("RGB")
-            ImageOps.contain(picture, (2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(workflows.FOLDER / f"{name}.jpg", quality=88)
+            ImageOps.contain(picture, (2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(
+                workflows.FOLDER / f"{name}.jpg", quality=88
+            )
         for name, data in looks(client).items():
             Image.open(io.BytesIO(data)).convert("RGB").save(HELP / f"{name}.png", optimize=True)
     OUT.parent.mkdir(exist_ok=True)

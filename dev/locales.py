@@ -19,7 +19,18 @@ import comfyui
 
 PHRASES = Path(__file__).resolve().parent / "phrases"
 FOLDER = Path(__file__).resolve().parent.parent / "locales"
-SYMBOLS = {"cfg", "clip", "clip_score", "eta_end", "eta_start", "psnr", "ssim", "tau_ca", "tau_sa", "vae"}  # names that are the same everywhere
+SYMBOLS = {
+    "cfg",
+    "clip",
+    "clip_score",
+    "eta_end",
+    "eta_start",
+    "psnr",
+    "ssim",
+    "tau_ca",
+    "tau_sa",
+    "vae",
+}  # names that are the same everywhere
 
 
 def languages() -> dict[str, dict]:
@@ -50,7 +61,10 @@ def gaps(info: dict, phrases: dict) -> dict[str, set[str]]:
             texts.add(tooltip)
     names -= SYMBOLS
     known = phrases["names"].keys() | phrases["texts"].keys()
-    return {"missing": (names - phrases["names"].keys()) | (texts - phrases["texts"].keys()), "stale": known - names - texts}
+    return {
+        "missing": (names - phrases["names"].keys()) | (texts - phrases["texts"].keys()),
+        "stale": known - names - texts,
+    }
 
 
 def definitions(info: dict, phrases: dict) -> dict[str, dict]:
@@ -58,7 +72,12 @@ def definitions(info: dict, phrases: dict) -> dict[str, dict]:
     name_of, text_of = (lambda key, known=phrases[kind]: known.get(key, key) for kind in ("names", "texts"))
     found = {}
     for id, node in ours(info).items():
-        entry = found[id] = {"display_name": text_of(node["display_name"]), "description": text_of(node["description"]), "inputs": {}, "outputs": {}}
+        entry = found[id] = {
+            "display_name": text_of(node["display_name"]),
+            "description": text_of(node["description"]),
+            "inputs": {},
+            "outputs": {},
+        }
         for side, key, name, tooltip in _entries(node):
             entry[side][key] = {"name": name_of(name), "tooltip": text_of(tooltip)}
     return found
@@ -67,7 +86,10 @@ def definitions(info: dict, phrases: dict) -> dict[str, dict]:
 def files(info: dict) -> dict[Path, str]:
     """Path -> text of everything in `locales/`."""
     known = {"en": {"names": {}, "texts": {}}, **languages()}
-    return {FOLDER / language / "nodeDefs.json": json.dumps(definitions(info, phrases), indent=2, ensure_ascii=False) + "\n" for language, phrases in known.items()}
+    return {
+        FOLDER / language / "nodeDefs.json": json.dumps(definitions(info, phrases), indent=2, ensure_ascii=False) + "\n"
+        for language, phrases in known.items()
+    }
 
 
 def main() -> None:
@@ -81,7 +103,12 @@ def main() -> None:
     for path, text in files(info).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
-    complaints = [f"{language}: {what}: {phrase}" for language, phrases in languages().items() for what, found in gaps(info, phrases).items() for phrase in sorted(found)]
+    complaints = [
+        f"{language}: {what}: {phrase}"
+        for language, phrases in languages().items()
+        for what, found in gaps(info, phrases).items()
+        for phrase in sorted(found)
+    ]
     sys.exit("\n".join(complaints) or None)
 
 

@@ -1,6 +1,6 @@
 """Make the README's picture of the canvas anew: the first template in a real browser, after a run.
 
-    python dev/screenshots.py     # writes docs/canvas.png
+python dev/screenshots.py     # writes docs/canvas.png
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def main() -> None:
     import comfy_page  # both need the host's interpreter
     import comfy_server
 
-    with comfy_server.running(host, threads=1) as client, comfy_page.running(client.url, 1800, 1000, sharpness=1.2) as page:
+    with (
+        comfy_server.running(host, threads=1) as client,
+        comfy_page.running(client.url, 1800, 1000, sharpness=1.2) as page,
+    ):
         page.set("Comfy.Minimap.Visible", False)
         page.set("Comfy.Graph.CanvasInfo", False)
         page.reload()

@@ -26,23 +26,58 @@ SEED = 0
 REVISION = 1  # part of the file name: count it up whenever the weights change
 
 UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "context_dim": 768,
-    "model_channels": 320, "num_heads": 8, "num_head_channels": -1, "use_linear_in_transformer": False,
-    "legacy": False, "use_checkpoint": False,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "use_spatial_transformer": True,
+    "context_dim": 768,
+    "model_channels": 320,
+    "num_heads": 8,
+    "num_head_channels": -1,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+    "use_checkpoint": False,
 }
 # The host recognises SD1.5 by its 320 channels and its 768-wide context; levels and blocks it counts from the keys.
 LEVELS = {
-    "small": {"channel_mult": [1, 1], "num_res_blocks": [1, 1], "transformer_depth": [1, 1],
-              "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1},
-    "full": {"channel_mult": [1, 2, 4, 4], "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-             "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1},
+    "small": {
+        "channel_mult": [1, 1],
+        "num_res_blocks": [1, 1],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+    },
+    "full": {
+        "channel_mult": [1, 2, 4, 4],
+        "num_res_blocks": [2, 2, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "transformer_depth_middle": 1,
+    },
 }
-VAE = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
-       "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+VAE = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 
 # The last layer of each residual branch (zero in an untrained SD model): small, so that depth adds up to order 1.
-BRANCH_ENDS = ("out_layers.3.weight", "attn1.to_out.0.weight", "ff.net.2.weight", "conv2.weight", "attn_1.proj_out.weight",
-               "out_proj.weight", "mlp.fc2.weight")
+BRANCH_ENDS = (
+    "out_layers.3.weight",
+    "attn1.to_out.0.weight",
+    "ff.net.2.weight",
+    "conv2.weight",
+    "attn_1.proj_out.weight",
+    "out_proj.weight",
+    "mlp.fc2.weight",
+)
 # Random cross-attention averages the text away; sharper, so that the prompt moves the prediction as much as in SD1.5.
 SHARPENED = ("attn2.to_q.weight", "attn2.to_k.weight")
 
@@ -53,7 +88,9 @@ def ensure(host: comfyui.Host, size: str = "small") -> Path:
     if not target.is_file():
         command = [str(host.python), __file__, size, "--tree", str(host.path), "--out", str(target)]
         if subprocess.run(command).returncode:
-            raise comfyui.HostError(f"The stand-in checkpoint {target} could not be generated; the reason stands above.")
+            raise comfyui.HostError(
+                f"The stand-in checkpoint {target} could not be generated; the reason stands above."
+            )
     return target
 
 
@@ -62,6 +99,7 @@ def shapes(size: str, tree: Path) -> dict[str, tuple[int, ...]]:
     sys.path.insert(0, str(tree))
     import torch
     from comfy.cli_args import args
+
     args.cpu = True  # before comfy.model_management is imported: without a GPU it would fail to look for one
     from comfy import ops, sd1_clip
     from comfy.ldm.models.autoencoder import AutoencoderKL
@@ -73,14 +111,20 @@ def shapes(size: str, tree: Path) -> dict[str, tuple[int, ...]]:
             "first_stage_model.": AutoencoderKL(ddconfig=VAE, embed_dim=4),
             "cond_stage_model.": sd1_clip.SDClipModel(device="meta"),
         }
-    absent = ("cond_stage_model.logit_scale", "cond_stage_model.transformer.text_projection.weight")  # as in the real file
-    keys = {prefix + key: tuple(value.shape) for prefix, part in parts.items() for key, value in part.state_dict().items()}
+    absent = (
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.transformer.text_projection.weight",
+    )  # as in the real file
+    keys = {
+        prefix + key: tuple(value.shape) for prefix, part in parts.items() for key, value in part.state_dict().items()
+    }
     return {key: shape for key, shape in keys.items() if key not in absent}
 
 
 def weights(key: str, shape: tuple[int, ...]):
     """One tensor: norms the identity, biases zero, everything else normal with the variance of its input kept."""
     import torch
+
     if key.endswith(".bias"):
         value = torch.zeros(shape)
         if key == "first_stage_model.quant_conv.bias":
@@ -106,6 +150,7 @@ def weights(key: str, shape: tuple[int, ...]):
 def write(target: Path, keys: dict[str, tuple[int, ...]]) -> None:
     """Write all tensors of `keys` in fp16 as one safetensors file, one tensor in memory at a time."""
     import torch
+
     header, offset = {"__metadata__": {"note": "random weights, only to test with", "seed": str(SEED)}}, 0
     for key, shape in keys.items():
         end = offset + 2 * math.prod(shape)

@@ -1,8 +1,8 @@
 """Run the whole test suite against a real ComfyUI, which is set up on first use.
 
-    python dev/test.py                        # everything
-    python dev/test.py --no-browser           # without the tests in a headless Chromium
-    python dev/test.py tests/core -k schedule # any pytest arguments
+python dev/test.py                        # everything
+python dev/test.py --no-browser           # without the tests in a headless Chromium
+python dev/test.py tests/core -k schedule # any pytest arguments
 """
 
 from __future__ import annotations

@@ -45,8 +45,25 @@ WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose f
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
 COLUMN, GAP, TITLE = 300, 20, 70
-PICTURE_NODES = {"LoadImage": 300, "PreviewImage": 210, "SaveImage": 210, "MaskPreview": 210, "BaretLabelledGrid": 210, "BaretInversionReport": 250, "BaretEditSweep": 300, "BaretAttentionMaps": 300}  # room for the picture they show
-LIVE = ("BaretTTISInversion", "BaretNullTextInversion", "BaretInversion", "BaretBAMEdit", "BaretPromptToPromptEdit", "BaretMasaCtrlEdit", "KSampler")  # show what they work on while they run
+PICTURE_NODES = {
+    "LoadImage": 300,
+    "PreviewImage": 210,
+    "SaveImage": 210,
+    "MaskPreview": 210,
+    "BaretLabelledGrid": 210,
+    "BaretInversionReport": 250,
+    "BaretEditSweep": 300,
+    "BaretAttentionMaps": 300,
+}  # room for the picture they show
+LIVE = (
+    "BaretTTISInversion",
+    "BaretNullTextInversion",
+    "BaretInversion",
+    "BaretBAMEdit",
+    "BaretPromptToPromptEdit",
+    "BaretMasaCtrlEdit",
+    "KSampler",
+)  # show what they work on while they run
 LIVE_ROOM = 250
 
 
@@ -183,7 +200,17 @@ def _world(w: Workflow, text: str) -> Source:
     w.column()
     target, negative = _texts(w, loader["clip"], text)
     latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
-    return Source(loader["model"], loader["clip"], loader["vae"], scene["image"], target, negative, latent["LATENT"], WORLD_INVERSION, WORLD_ETAS)
+    return Source(
+        loader["model"],
+        loader["clip"],
+        loader["vae"],
+        scene["image"],
+        target,
+        negative,
+        latent["LATENT"],
+        WORLD_INVERSION,
+        WORLD_ETAS,
+    )
 
 
 def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
@@ -191,19 +218,37 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     w.stage("1. Model, picture, words", PHOTO_NOTE)
     loader = model = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
     if lora:
-        model = w.add("LoraLoader", model=loader["MODEL"], clip=loader["CLIP"], lora_name=lora, strength_model=0.8, strength_clip=0.8)
+        model = w.add(
+            "LoraLoader",
+            model=loader["MODEL"],
+            clip=loader["CLIP"],
+            lora_name=lora,
+            strength_model=0.8,
+            strength_clip=0.8,
+        )
     image = w.add("LoadImage", "Your picture", image=PICTURE)
     w.column()
     target, negative = _texts(w, model["CLIP"], text)
-    scaled = w.add("ImageScaleToTotalPixels", image=image["IMAGE"], upscale_method="lanczos", megapixels=0.25, resolution_steps=64)
+    scaled = w.add(
+        "ImageScaleToTotalPixels", image=image["IMAGE"], upscale_method="lanczos", megapixels=0.25, resolution_steps=64
+    )
     latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=loader["VAE"])
-    return Source(model["MODEL"], model["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {}, {})
+    return Source(
+        model["MODEL"], model["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {}, {}
+    )
 
 
 def _invert(w: Workflow, source: Source, title: str = "2. Invert") -> Node:
     """The stage of TTIS Inversion, with a preview of its reconstruction."""
     w.stage(title, INVERT_NOTE)
-    ttis = w.add("BaretTTISInversion", model=source.model, positive=source.target, negative=source.negative, latent=source.latent, **source.settings)
+    ttis = w.add(
+        "BaretTTISInversion",
+        model=source.model,
+        positive=source.target,
+        negative=source.negative,
+        latent=source.latent,
+        **source.settings,
+    )
     decoded = w.add("VAEDecode", samples=ttis["reconstruction"], vae=source.vae)
     w.add("PreviewImage", "Reconstruction", images=decoded["IMAGE"])
     return ttis
@@ -215,7 +260,9 @@ def _transition(w: Workflow, source: Source, ttis: Node) -> Node:
 
 
 def _edit(w: Workflow, source: Source, ttis: Node, embeddings: Node, name: str, title: str = "Edit", **dials) -> Link:
-    bam = w.add("BaretBAMEdit", model=source.model, trajectory=ttis["trajectory"], embeddings=embeddings["embeddings"], **dials)
+    bam = w.add(
+        "BaretBAMEdit", model=source.model, trajectory=ttis["trajectory"], embeddings=embeddings["embeddings"], **dials
+    )
     w.column()
     decoded = w.add("VAEDecode", samples=bam["edit"], vae=source.vae)
     w.add("SaveImage", title, images=decoded["IMAGE"], filename_prefix=f"baret/{name}")
@@ -225,8 +272,12 @@ def _edit(w: Workflow, source: Source, ttis: Node, embeddings: Node, name: str, 
 def _full_edit(w: Workflow, source: Source) -> None:
     ttis = _invert(w, source)
     transition = _transition(w, source, ttis)
-    w.stage("4. Edit", EDIT_NOTE + """
-- Connect a `mask` (white may change) to keep the rest as it is.""")
+    w.stage(
+        "4. Edit",
+        EDIT_NOTE
+        + """
+- Connect a `mask` (white may change) to keep the rest as it is.""",
+    )
     edited = _edit(w, source, ttis, transition, "edit")
     both = w.add("ImageStitch", image1=source.image, image2=edited, direction="right", spacing_width=8)
     w.add("PreviewImage", "Before and after", images=both["IMAGE"])
@@ -258,9 +309,12 @@ def baret_masked_edit() -> Workflow:
     source = _world(w, SCENE_TEXT)
     ttis = _invert(w, source)
     transition = _transition(w, source, ttis)
-    w.stage("4. Where it may change", """\
+    w.stage(
+        "4. Where it may change",
+        """\
 White may change; **everything else is kept as it was, at every step**. Here the scene's own mask of the animal, grown so that the
-new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""")
+new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""",
+    )
     grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
     w.add("MaskPreview", "May change", mask=grown["MASK"])
     w.stage("5. Edit", EDIT_NOTE)
@@ -273,22 +327,39 @@ def baret_stock_sampler() -> Workflow:
     source = _world(w, SCENE_TEXT)
     ttis = _invert(w, source)
     transition = _transition(w, source, ttis)
-    w.stage("4. Hand over to a stock sampler", """\
+    w.stage(
+        "4. Hand over to a stock sampler",
+        """\
 `Embeddings to Sampler` turns an inversion into what stock nodes take: a conditioning with one entry per step, the noise
 levels, and the picture's own noise to start from. Any node for conditionings or sampling can be put in between.
 
 `process` says what is sampled: `reconstruction` gives the picture of stage 2 again, `transition` the blend of stage 3, `target`
 the plain text from the picture's noise. For the full edit with shared attention use `baret_edit`.
 
-Keep the sampler at **euler**, the noise **disabled** and the cfg at that of the inversion.""")
-    sampler_inputs = w.add("BaretToSampler", embeddings=transition["embeddings"], trajectory=ttis["trajectory"], process="reconstruction")
-    guider = w.add("CFGGuider", model=source.model, positive=sampler_inputs["positive"], negative=sampler_inputs["negative"], cfg=7.5)
+Keep the sampler at **euler**, the noise **disabled** and the cfg at that of the inversion.""",
+    )
+    sampler_inputs = w.add(
+        "BaretToSampler", embeddings=transition["embeddings"], trajectory=ttis["trajectory"], process="reconstruction"
+    )
+    guider = w.add(
+        "CFGGuider",
+        model=source.model,
+        positive=sampler_inputs["positive"],
+        negative=sampler_inputs["negative"],
+        cfg=7.5,
+    )
     w.column()
     noise = w.add("DisableNoise")
     sampler = w.add("KSamplerSelect", sampler_name="euler")
     w.stage("5. Sample", "The picture should be the one of stage 2 while `process` is `reconstruction`.")
-    sampled = w.add("SamplerCustomAdvanced", noise=noise["NOISE"], guider=guider["GUIDER"], sampler=sampler["SAMPLER"],
-                    sigmas=sampler_inputs["sigmas"], latent_image=sampler_inputs["latent"])
+    sampled = w.add(
+        "SamplerCustomAdvanced",
+        noise=noise["NOISE"],
+        guider=guider["GUIDER"],
+        sampler=sampler["SAMPLER"],
+        sigmas=sampler_inputs["sigmas"],
+        latent_image=sampler_inputs["latent"],
+    )
     decoded = w.add("VAEDecode", samples=sampled["output"], vae=source.vae)
     w.add("SaveImage", "Sampled by stock nodes", images=decoded["IMAGE"], filename_prefix="baret/stock")
     return w
@@ -298,13 +369,23 @@ def baret_sweep() -> Workflow:
     w = Workflow("baret_sweep")
     source = _world(w, SCENE_TEXT)
     ttis = _invert(w, source)
-    w.stage("3. All dials at once", """\
+    w.stage(
+        "3. All dials at once",
+        """\
 The best `eta` and `tau_sa` differ from picture to picture. Here each row is an eta, each column a tau, and your picture stands in the corner; rows appear as they are done.
 
 - **Pick the best cell** and put its numbers into *Transition Embedding* and *BAM Edit* of `baret_edit`.
-- Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.2-0).""")
-    sweep = w.add("BaretEditSweep", model=source.model, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"], vae=source.vae,
-                  eta_ranges="1, 0.8-0.1, 0.4-0", tau_sa="0.1, 0.2, 0.3, 0.4")
+- Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.2-0).""",
+    )
+    sweep = w.add(
+        "BaretEditSweep",
+        model=source.model,
+        trajectory=ttis["trajectory"],
+        embeddings=ttis["embeddings"],
+        vae=source.vae,
+        eta_ranges="1, 0.8-0.1, 0.4-0",
+        tau_sa="0.1, 0.2, 0.3, 0.4",
+    )
     w.column()
     w.add("SaveImage", "All edits", images=sweep["grid"], filename_prefix="baret/sweep")
     return w
@@ -314,20 +395,34 @@ def baret_maps() -> Workflow:
     w = Workflow("baret_maps")
     source = _world(w, SCENE_TEXT)
     ttis = _invert(w, source)
-    w.stage("3. Look back, and blend", """\
+    w.stage(
+        "3. Look back, and blend",
+        """\
 *Inversion Report*: a line far above the dashed threshold, or one that climbs: raise `iterations` to 3. Bright spots are what an edit cannot keep.
 
-*Transition Embedding* as in `baret_edit`.""")
+*Transition Embedding* as in `baret_edit`.""",
+    )
     w.add("BaretInversionReport", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
-    w.stage("4. Where does each word look?", """\
+    w.stage(
+        "4. Where does each word look?",
+        """\
 Heat over the picture, for each of `words` (empty: all): in the reconstruction, the transition and the edit. A word that is to change the pose should be hot
 **where the new pose is**, in the transition already.
 
 - It looks only at the old place: lower `eta_start`.
-- A word that should stay (tree, snow) moves: raise `eta_start`, or `tau_sa`.""")
-    maps = w.add("BaretAttentionMaps", model=source.model, trajectory=ttis["trajectory"], embeddings=transition["embeddings"], clip=source.clip, vae=source.vae,
-                 text=SCENE_TEXT, words="dog, lying, snow, tree")
+- A word that should stay (tree, snow) moves: raise `eta_start`, or `tau_sa`.""",
+    )
+    maps = w.add(
+        "BaretAttentionMaps",
+        model=source.model,
+        trajectory=ttis["trajectory"],
+        embeddings=transition["embeddings"],
+        clip=source.clip,
+        vae=source.vae,
+        text=SCENE_TEXT,
+        words="dog, lying, snow, tree",
+    )
     w.column()
     w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps")
     return w
@@ -336,15 +431,25 @@ Heat over the picture, for each of `words` (empty: all): in the reconstruction, 
 def baret_lora_controlnet() -> Workflow:
     w = Workflow("baret_lora_controlnet")
     source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
-    w.stage("2. LoRA and ControlNet", """\
+    w.stage(
+        "2. LoRA and ControlNet",
+        """\
 What is on the model and on the text counts in the inversion *and* in the edit, so both stay in step.
 
 - **LoRA**: choose one for SD1.x in *Load LoRA* of stage 1.
 - **ControlNet** hangs on the target text. With the picture's own edges it holds the shapes; with a drawing of the new pose as its image it asks for that.
-- Without one of them: right-click it and choose *Bypass*.""")
+- Without one of them: right-click it and choose *Bypass*.""",
+    )
     net = w.add("ControlNetLoader", control_net_name=CONTROLNET["name"])
     edges = w.add("Canny", image=source.image)
-    controlled = w.add("ControlNetApplyAdvanced", positive=source.target, negative=source.negative, control_net=net["CONTROL_NET"], image=edges["IMAGE"], strength=0.6)
+    controlled = w.add(
+        "ControlNetApplyAdvanced",
+        positive=source.target,
+        negative=source.negative,
+        control_net=net["CONTROL_NET"],
+        image=edges["IMAGE"],
+        strength=0.6,
+    )
     source = replace(source, target=controlled["positive"], negative=controlled["negative"])
     ttis = _invert(w, source, "3. Invert")
     w.stage("4. Edit", RIGID_NOTE)
@@ -356,18 +461,26 @@ def baret_invert_once() -> Workflow:
     w = Workflow("baret_invert_once")
     source = _world(w, SCENE_TEXT)
     ttis = _invert(w, source)
-    w.stage("3. Keep the inversion", """\
+    w.stage(
+        "3. Keep the inversion",
+        """\
 Writes the inversion to the output folder. `Load Inversion` reads it back in another workflow or on another day, in place of
-stage 2, with the same checkpoint.""")
+stage 2, with the same checkpoint.""",
+    )
     w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.stage("4. The edit it was inverted for", "As in `baret_edit`: blend, then sample with shared attention.")
     first = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
     _edit(w, source, ttis, first, "first", "First edit")
-    w.stage("5. Another text, the same inversion", """\
+    w.stage(
+        "5. Another text, the same inversion",
+        """\
 Another target text goes into `positive` of Transition Embedding. **The inversion is not run again**: change this text and
-queue as often as you like. It works best for texts close to the one that was inverted with.""")
+queue as often as you like. It works best for texts close to the one that was inverted with.""",
+    )
     other = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text=SCENE_TEXT.replace("blue", "red"))
-    second = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], positive=other["CONDITIONING"], **source.etas)
+    second = w.add(
+        "BaretTransitionEmbedding", embeddings=ttis["embeddings"], positive=other["CONDITIONING"], **source.etas
+    )
     _edit(w, source, ttis, second, "second", "Second edit")
     return w
 
@@ -375,12 +488,15 @@ queue as often as you like. It works best for texts close to the one that was in
 def baret_compare() -> Workflow:
     """One picture and one text through BARET and the methods it is measured against, side by side."""
     w = Workflow("baret_compare")
-    w.stage("1. Model, picture, words", """\
+    w.stage(
+        "1. Model, picture, words",
+        """\
 **Press Run**: it works as it is, with nothing to download. The same picture and the same words go through five methods; the grid on the right shows all.
 
 - **Target text** is what the picture should become. The three methods in the middle also need a text of the picture *as it is*: the caption of the
 scene, for a photo your own description.
-- **Your own photo**: put *Load Checkpoint*, *Load Image* and *VAE Encode* in place of *Load Drawn World* and *Drawn Scene*; then set `steps` to 50 and `first_block` to 10.""")
+- **Your own photo**: put *Load Checkpoint*, *Load Image* and *VAE Encode* in place of *Load Drawn World* and *Drawn Scene*; then set `steps` to 50 and `first_block` to 10.""",
+    )
     loader = w.add("BaretWorldLoader")
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
     w.add("PreviewImage", "Before", images=scene["image"])
@@ -395,37 +511,92 @@ scene, for a photo your own description.
     texts = {"clip": loader["clip"], "target_text": words["STRING"]}
 
     w.stage("2. BARET", "Tunes the *target* text; needs no text of the picture. Stages as in `baret_edit`.")
-    ttis = w.add("BaretTTISInversion", positive=target["CONDITIONING"], **inverted, **WORLD_INVERSION, step_rule="adam", iterations=5, learning_rate=0.01)
+    ttis = w.add(
+        "BaretTTISInversion",
+        positive=target["CONDITIONING"],
+        **inverted,
+        **WORLD_INVERSION,
+        step_rule="adam",
+        iterations=5,
+        learning_rate=0.01,
+    )
     transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
-    bam = w.add("BaretBAMEdit", model=loader["model"], trajectory=ttis["trajectory"], embeddings=transition["embeddings"])
+    bam = w.add(
+        "BaretBAMEdit", model=loader["model"], trajectory=ttis["trajectory"], embeddings=transition["embeddings"]
+    )
 
-    w.stage("3. Null-text inversion, prompt-to-prompt", """\
+    w.stage(
+        "3. Null-text inversion, prompt-to-prompt",
+        """\
 Tunes the *negative*; words that both texts have keep the attention they have in the picture. `step_rule` adam with 10 `iterations` is the published one: closer,
-and four times as slow.""")
-    null = w.add("BaretNullTextInversion", positive=described["CONDITIONING"], **inverted, steps=steps, iterations=1, step_rule="secant_memory")
-    p2p = w.add("BaretPromptToPromptEdit", model=loader["model"], trajectory=null["trajectory"], embeddings=null["embeddings"], **texts, source_text=scene["caption"],
-                self_share=0.4, blend_words="dog")
+and four times as slow.""",
+    )
+    null = w.add(
+        "BaretNullTextInversion",
+        positive=described["CONDITIONING"],
+        **inverted,
+        steps=steps,
+        iterations=1,
+        step_rule="secant_memory",
+    )
+    p2p = w.add(
+        "BaretPromptToPromptEdit",
+        model=loader["model"],
+        trajectory=null["trajectory"],
+        embeddings=null["embeddings"],
+        **texts,
+        source_text=scene["caption"],
+        self_share=0.4,
+        blend_words="dog",
+    )
 
     w.stage("4. Direct inversion, MasaCtrl", "Nothing is tuned; the new layout is filled with the picture's content.")
     direct = w.add("BaretInversion", positive=described["CONDITIONING"], **inverted, steps=steps)
-    masactrl = w.add("BaretMasaCtrlEdit", model=loader["model"], trajectory=direct["trajectory"], embeddings=direct["embeddings"], **texts, start_step=2, first_block=5)
+    masactrl = w.add(
+        "BaretMasaCtrlEdit",
+        model=loader["model"],
+        trajectory=direct["trajectory"],
+        embeddings=direct["embeddings"],
+        **texts,
+        start_step=2,
+        first_block=5,
+    )
 
-    w.stage("5. Stock nodes: SDEdit, Blended Diffusion", """\
-**SDEdit** adds noise (`denoise`) and samples the target text. **Blended Diffusion** samples it from noise inside a mask and keeps the picture around it, at every step.""")
-    stock = {"model": loader["model"], "positive": target["CONDITIONING"], "negative": negative["CONDITIONING"], "seed": 0, "steps": steps, "cfg": 7.5, "sampler_name": "euler",
-             "scheduler": "ddim_uniform"}
+    w.stage(
+        "5. Stock nodes: SDEdit, Blended Diffusion",
+        """\
+**SDEdit** adds noise (`denoise`) and samples the target text. **Blended Diffusion** samples it from noise inside a mask and keeps the picture around it, at every step.""",
+    )
+    stock = {
+        "model": loader["model"],
+        "positive": target["CONDITIONING"],
+        "negative": negative["CONDITIONING"],
+        "seed": 0,
+        "steps": steps,
+        "cfg": 7.5,
+        "sampler_name": "euler",
+        "scheduler": "ddim_uniform",
+    }
     sdedit = w.add("KSampler", "SDEdit", **stock, latent_image=latent["LATENT"], denoise=0.7)
     w.column()
     grown = w.add("GrowMask", mask=scene["mask"], expand=24, tapered_corners=True)
     inside = w.add("SetLatentNoiseMask", samples=latent["LATENT"], mask=grown["MASK"])
     blended = w.add("KSampler", "Blended Diffusion", **stock, latent_image=inside["LATENT"], denoise=1.0)
 
-    w.stage("6. Side by side", "Which keeps the picture, and which obeys the text? Change the target text, or the scene's `seed` (then also the text), and run again.")
-    edits = [w.add("VAEDecode", samples=samples, vae=loader["vae"])["IMAGE"]
-             for samples in (bam["edit"], p2p["edit"], masactrl["edit"], sdedit["LATENT"], blended["LATENT"])]
+    w.stage(
+        "6. Side by side",
+        "Which keeps the picture, and which obeys the text? Change the target text, or the scene's `seed` (then also the text), and run again.",
+    )
+    edits = [
+        w.add("VAEDecode", samples=samples, vae=loader["vae"])["IMAGE"]
+        for samples in (bam["edit"], p2p["edit"], masactrl["edit"], sdedit["LATENT"], blended["LATENT"])
+    ]
     w.column()
-    grid = w.add("BaretLabelledGrid", labels="the picture\nBARET\nnull-text + prompt-to-prompt\ndirect + MasaCtrl\nSDEdit\nBlended Diffusion",
-                 **{f"image_{number}": image for number, image in enumerate([scene["image"], *edits], 1)})
+    grid = w.add(
+        "BaretLabelledGrid",
+        labels="the picture\nBARET\nnull-text + prompt-to-prompt\ndirect + MasaCtrl\nSDEdit\nBlended Diffusion",
+        **{f"image_{number}": image for number, image in enumerate([scene["image"], *edits], 1)},
+    )
     w.add("SaveImage", "All methods", images=grid["grid"], filename_prefix="baret/compare")
     return w
 
@@ -434,28 +605,71 @@ def baret_blueprint() -> tuple[Workflow, str, dict[str, Link], str]:
     """The whole edit as one node: its inside, its face, its outputs and what it says of itself."""
     w = Workflow("BARET Edit")
     model, clip, vae = Face("model"), Face("clip"), Face("vae")
-    w.stage("1. Picture and words", "The picture is brought to `megapixels` with its proportions kept. The target text is the one on the node's face.")
-    scaled = w.add("ImageScaleToTotalPixels", image=Face("image"), upscale_method="lanczos", megapixels=Face("megapixels", 0.25), resolution_steps=64)
+    w.stage(
+        "1. Picture and words",
+        "The picture is brought to `megapixels` with its proportions kept. The target text is the one on the node's face.",
+    )
+    scaled = w.add(
+        "ImageScaleToTotalPixels",
+        image=Face("image"),
+        upscale_method="lanczos",
+        megapixels=Face("megapixels", 0.25),
+        resolution_steps=64,
+    )
     latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=vae)
     w.column()
     target = w.add("CLIPTextEncode", "Target text", clip=clip, text=Face("text", ""))
     negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=clip, text="")
     w.stage("2. Invert", INVERT_NOTE)
     cfg = Face("cfg")
-    ttis = w.add("BaretTTISInversion", model=model, positive=target["CONDITIONING"], negative=negative["CONDITIONING"], latent=latent["LATENT"],
-                 steps=Face("steps"), iterations=Face("iterations"), cfg=cfg)
+    ttis = w.add(
+        "BaretTTISInversion",
+        model=model,
+        positive=target["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        latent=latent["LATENT"],
+        steps=Face("steps"),
+        iterations=Face("iterations"),
+        cfg=cfg,
+    )
     redrawn = w.add("VAEDecode", samples=ttis["reconstruction"], vae=vae)
     w.stage("3. Let the shape change", TRANSITION_NOTE)
-    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], eta_start=Face("eta_start"), eta_end=Face("eta_end"))
+    transition = w.add(
+        "BaretTransitionEmbedding", embeddings=ttis["embeddings"], eta_start=Face("eta_start"), eta_end=Face("eta_end")
+    )
     w.stage("4. Edit", EDIT_NOTE)
-    bam = w.add("BaretBAMEdit", model=model, trajectory=ttis["trajectory"], embeddings=transition["embeddings"], tau_sa=Face("tau_sa"), tau_ca=Face("tau_ca"), cfg=cfg)
+    bam = w.add(
+        "BaretBAMEdit",
+        model=model,
+        trajectory=ttis["trajectory"],
+        embeddings=transition["embeddings"],
+        tau_sa=Face("tau_sa"),
+        tau_ca=Face("tau_ca"),
+        cfg=cfg,
+    )
     edited = w.add("VAEDecode", samples=bam["edit"], vae=vae)
-    return w, "image model clip vae text eta_start eta_end tau_sa tau_ca cfg steps iterations megapixels", {"edit": edited["IMAGE"], "reconstruction": redrawn["IMAGE"]}, (
-        "Edits a picture by words alone: write what it should become. Set both etas to 1 where shapes should stay. SD1.x and SD2.x models.")
+    return (
+        w,
+        "image model clip vae text eta_start eta_end tau_sa tau_ca cfg steps iterations megapixels",
+        {"edit": edited["IMAGE"], "reconstruction": redrawn["IMAGE"]},
+        (
+            "Edits a picture by words alone: write what it should become. Set both etas to 1 where shapes should stay. SD1.x and SD2.x models."
+        ),
+    )
 
 
-WORKFLOWS = (baret_edit, baret_edit_photo, baret_rigid_edit, baret_masked_edit, baret_invert_once, baret_sweep, baret_maps, baret_stock_sampler,
-             baret_lora_controlnet, baret_compare)
+WORKFLOWS = (
+    baret_edit,
+    baret_edit_photo,
+    baret_rigid_edit,
+    baret_masked_edit,
+    baret_invert_once,
+    baret_sweep,
+    baret_maps,
+    baret_stock_sampler,
+    baret_lora_controlnet,
+    baret_compare,
+)
 
 
 # --- the two forms --------------------------------------------------------------------------------------------------
@@ -515,8 +729,11 @@ def api_form(workflow: Workflow, info: dict) -> dict:
                 inputs[i.name] = [str(link.node.id), _slot(info, link)]
             elif i.is_widget:
                 inputs[i.name] = i.value(node)
-        prompt[str(node.id)] = {"inputs": inputs, "class_type": node.type,
-                                "_meta": {"title": node.title or info[node.type]["display_name"]}}
+        prompt[str(node.id)] = {
+            "inputs": inputs,
+            "class_type": node.type,
+            "_meta": {"title": node.title or info[node.type]["display_name"]},
+        }
     return prompt
 
 
@@ -525,7 +742,9 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     nodes, links = {}, []
     for node in workflow.nodes():
         entry = nodes[node.id] = _ui_node(node, info)
-        for slot, i in enumerate(i for i in _schema(info, node) if not i.is_widget or isinstance(node.inputs.get(i.name), Link)):
+        for slot, i in enumerate(
+            i for i in _schema(info, node) if not i.is_widget or isinstance(node.inputs.get(i.name), Link)
+        ):
             link = node.inputs.get(i.name)
             number = None
             if link is not None:
@@ -537,14 +756,26 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     for order, entry in enumerate(nodes.values()):  # every node follows those it takes from
         entry["order"] = order
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/{workflow.name}")), "revision": 0,
-        "last_node_id": len(nodes), "last_link_id": len(links), "nodes": list(nodes.values()), "links": links,
-        "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [140, 110]}}, "version": 0.4,
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/{workflow.name}")),
+        "revision": 0,
+        "last_node_id": len(nodes),
+        "last_link_id": len(links),
+        "nodes": list(nodes.values()),
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {"ds": {"scale": 0.6, "offset": [140, 110]}},
+        "version": 0.4,
     }
 
 
 def _socket(i: Input, link: int | None) -> dict:
-    return {"name": i.name, "type": i.type, "link": link, **({"widget": {"name": i.name}} if i.is_widget else {"shape": 7} if i.optional else {})}
+    return {
+        "name": i.name,
+        "type": i.type,
+        "link": link,
+        **({"widget": {"name": i.name}} if i.is_widget else {"shape": 7} if i.optional else {}),
+    }
 
 
 def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
@@ -563,8 +794,16 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
                 entry["pos"] = [x + GAP + number * (COLUMN + GAP), y]
                 y += entry["size"][1] + 2 * GAP
             bottom = max(bottom, y)
-        groups.append({"id": len(groups) + 1, "title": stage.title, "bounding": [x, 0, width + 2 * GAP, bottom - GAP],
-                       "color": "#3f789e", "font_size": 24, "flags": {}})
+        groups.append(
+            {
+                "id": len(groups) + 1,
+                "title": stage.title,
+                "bounding": [x, 0, width + 2 * GAP, bottom - GAP],
+                "color": "#3f789e",
+                "font_size": 24,
+                "flags": {},
+            }
+        )
         x += width + 3 * GAP
     return groups
 
@@ -589,17 +828,45 @@ def _ui_node(node: Node, info: dict) -> dict:
     if model := {"CheckpointLoaderSimple": CHECKPOINT, "ControlNetLoader": CONTROLNET}.get(node.type):
         properties["models"] = [model]
     return {
-        "id": node.id, "type": node.type, "pos": [], "size": [COLUMN, height], "flags": {}, "order": 0, "mode": 0, "inputs": [],
-        "outputs": [{"name": name, "type": type, "links": []} for name, type in zip(described["output_name"], described["output"])],
-        **({"title": node.title} if node.title else {}), "properties": properties, "widgets_values": widgets,
+        "id": node.id,
+        "type": node.type,
+        "pos": [],
+        "size": [COLUMN, height],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [
+            {"name": name, "type": type, "links": []}
+            for name, type in zip(described["output_name"], described["output"])
+        ],
+        **({"title": node.title} if node.title else {}),
+        "properties": properties,
+        "widgets_values": widgets,
     }
 
 
 def _ui_note(id: int, stage: Stage, width: int) -> dict:
-    text = re.sub(r"(?<!\n)\n(?![\n-])", " ", stage.note)  # paragraphs and list items are wrapped only here in the source
+    text = re.sub(
+        r"(?<!\n)\n(?![\n-])", " ", stage.note
+    )  # paragraphs and list items are wrapped only here in the source
     lines = sum(1 + len(line) * 5 // width for line in text.split("\n"))  # a letter is about 5 wide
-    return {"id": id, "type": "MarkdownNote", "pos": [], "size": [width, max(110, 60 + 14 * lines)], "flags": {}, "order": 0, "mode": 0,
-            "inputs": [], "outputs": [], "title": stage.title, "properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#000"}
+    return {
+        "id": id,
+        "type": "MarkdownNote",
+        "pos": [],
+        "size": [width, max(110, 60 + 14 * lines)],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": stage.title,
+        "properties": {},
+        "widgets_values": [text],
+        "color": "#432",
+        "bgcolor": "#000",
+    }
 
 
 def blueprint_form(workflow: Workflow, order: str, results: dict[str, Link], description: str, info: dict) -> dict:
@@ -608,14 +875,25 @@ def blueprint_form(workflow: Workflow, order: str, results: dict[str, Link], des
     nodes, links, faces = {}, [], {name: {"name": name, "linkIds": []} for name in order.split()}
 
     def connect(origin: int, slot: int, target: int, target_slot: int, type: str) -> int:
-        links.append({"id": len(links) + 1, "origin_id": origin, "origin_slot": slot, "target_id": target, "target_slot": target_slot, "type": type})
+        links.append(
+            {
+                "id": len(links) + 1,
+                "origin_id": origin,
+                "origin_slot": slot,
+                "target_id": target,
+                "target_slot": target_slot,
+                "type": type,
+            }
+        )
         if origin != INPUTS:
             nodes[origin]["outputs"][slot]["links"].append(len(links))
         return len(links)
 
     for node in workflow.nodes():
         entry = nodes[node.id] = _ui_node(node, info)
-        for slot, i in enumerate(sorted(_schema(info, node), key=lambda i: i.is_widget)):  # the frontend lists sockets first
+        for slot, i in enumerate(
+            sorted(_schema(info, node), key=lambda i: i.is_widget)
+        ):  # the frontend lists sockets first
             given, number = node.inputs.get(i.name), None
             if isinstance(given, Face):
                 face = faces[given.name]
@@ -628,7 +906,9 @@ def blueprint_form(workflow: Workflow, order: str, results: dict[str, Link], des
     outputs = []
     for slot, (name, link) in enumerate(results.items()):
         type = info[link.node.type]["output"][_slot(info, link)]
-        outputs.append({"name": name, "type": type, "linkIds": [connect(link.node.id, _slot(info, link), OUTPUTS, slot, type)]})
+        outputs.append(
+            {"name": name, "type": type, "linkIds": [connect(link.node.id, _slot(info, link), OUTPUTS, slot, type)]}
+        )
     groups = _place(workflow, nodes)
     for order, entry in enumerate(nodes.values()):
         entry["order"] = order
@@ -639,28 +919,76 @@ def blueprint_form(workflow: Workflow, order: str, results: dict[str, Link], des
             socket["pos"] = [column, 90 + 20 * row]
     inputs = [{name: value for name, value in face.items() if name != "widget"} for face in faces.values()]
     outside = {
-        "id": 1, "type": key, "pos": [0, 0], "size": [COLUMN, 60 + 26 * len(faces)], "flags": {}, "order": 0, "mode": 0, "title": workflow.name,
-        "inputs": [{"name": face["name"], "type": face["type"], "link": None, **({"widget": {"name": face["name"]}} if face["widget"] else {})} for face in faces.values()],
+        "id": 1,
+        "type": key,
+        "pos": [0, 0],
+        "size": [COLUMN, 60 + 26 * len(faces)],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "title": workflow.name,
+        "inputs": [
+            {
+                "name": face["name"],
+                "type": face["type"],
+                "link": None,
+                **({"widget": {"name": face["name"]}} if face["widget"] else {}),
+            }
+            for face in faces.values()
+        ],
         "outputs": [{"name": output["name"], "type": output["type"], "links": []} for output in outputs],
-        "properties": {"cnr_id": "comfyui-baret"}, "widgets_values": [],
+        "properties": {"cnr_id": "comfyui-baret"},
+        "widgets_values": [],
     }
     inside = {
-        "id": key, "version": 1, "revision": 0, "config": {}, "name": workflow.name, "description": description, "category": "BARET",
+        "id": key,
+        "version": 1,
+        "revision": 0,
+        "config": {},
+        "name": workflow.name,
+        "description": description,
+        "category": "BARET",
         "state": {"lastGroupId": len(groups), "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
-        "inputNode": {"id": INPUTS, "bounding": [-220, 70, 120, 40 + 20 * len(faces)]}, "outputNode": {"id": OUTPUTS, "bounding": [right + 40, 70, 120, 40 + 20 * len(outputs)]},
-        "inputs": inputs, "outputs": outputs, "widgets": [], "nodes": list(nodes.values()), "groups": groups, "links": links, "extra": {},
+        "inputNode": {"id": INPUTS, "bounding": [-220, 70, 120, 40 + 20 * len(faces)]},
+        "outputNode": {"id": OUTPUTS, "bounding": [right + 40, 70, 120, 40 + 20 * len(outputs)]},
+        "inputs": inputs,
+        "outputs": outputs,
+        "widgets": [],
+        "nodes": list(nodes.values()),
+        "groups": groups,
+        "links": links,
+        "extra": {},
     }
-    extra = {"BlueprintDescription": description, "BlueprintSearchAliases": ["BARET", "edit", "inversion", "prompt to prompt", "DDIM", "real image"]}
-    return {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [outside], "links": [], "version": 0.4, "definitions": {"subgraphs": [inside]}, "extra": extra}
+    extra = {
+        "BlueprintDescription": description,
+        "BlueprintSearchAliases": ["BARET", "edit", "inversion", "prompt to prompt", "DDIM", "real image"],
+    }
+    return {
+        "revision": 0,
+        "last_node_id": 1,
+        "last_link_id": 0,
+        "nodes": [outside],
+        "links": [],
+        "version": 0.4,
+        "definitions": {"subgraphs": [inside]},
+        "extra": extra,
+    }
 
 
 def files(info: dict) -> dict[Path, str]:
     """Path -> text of everything that is made here."""
-    made = {BLUEPRINTS / "BARET Edit.json": json.dumps(blueprint_form(*baret_blueprint(), info), indent=2, ensure_ascii=False) + "\n"}
+    made = {
+        BLUEPRINTS / "BARET Edit.json": json.dumps(
+            blueprint_form(*baret_blueprint(), info), indent=2, ensure_ascii=False
+        )
+        + "\n"
+    }
     for build in WORKFLOWS:
         workflow = build()
         for folder, form in ((FOLDER, ui_form), (API_FOLDER, api_form)):
-            made[folder / f"{workflow.name}.json"] = json.dumps(form(workflow, info), indent=2, ensure_ascii=False) + "\n"
+            made[folder / f"{workflow.name}.json"] = (
+                json.dumps(form(workflow, info), indent=2, ensure_ascii=False) + "\n"
+            )
     return made
 
 
@@ -670,6 +998,7 @@ def main() -> None:
     options = parser.parse_args()
     host = comfyui.enter(options)
     import comfy_server  # needs the host's interpreter
+
     with comfy_server.running(host) as client:
         for path, text in files(client.object_info()).items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,11 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 def with_heat(picture: Image.Image, heat: Tensor) -> Image.Image:
     """The picture in grey under a heat map ``[h,w]`` in 0..1, from dark over red to pale yellow."""
-    smooth = torch.nn.functional.interpolate(heat[None, None].float().cpu(), (picture.height, picture.width), mode="bicubic").clamp(0, 1)[0, 0].numpy()
+    smooth = (
+        torch.nn.functional.interpolate(heat[None, None].float().cpu(), (picture.height, picture.width), mode="bicubic")
+        .clamp(0, 1)[0, 0]
+        .numpy()
+    )
     levels = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(smooth, levels, channel) for channel in np.array(_HEAT).T], -1)
     grey = np.asarray(picture.convert("L"), dtype=float)[..., None]
@@ -47,11 +51,20 @@ def with_caption(picture: Image.Image, lines: list[str]) -> Image.Image:
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        draw.text((picture.width / 2, picture.height + pitch * (number + 0.75)), line, fill=TEXT, font=font, anchor="mm")
+        draw.text(
+            (picture.width / 2, picture.height + pitch * (number + 0.75)), line, fill=TEXT, font=font, anchor="mm"
+        )
     return sheet
 
 
-def grid(corner: Image.Image, columns: list[str], rows: list[str], cells: list[list[Image.Image | None]], corner_label: str = "source", side: int = 512) -> Image.Image:
+def grid(
+    corner: Image.Image,
+    columns: list[str],
+    rows: list[str],
+    cells: list[list[Image.Image | None]],
+    corner_label: str = "source",
+    side: int = 512,
+) -> Image.Image:
     """A grid of pictures of one size with its corner picture at the top left, a label over each column and one beside each row.
 
     cells: ``[rows][columns]``, None where there is no picture yet. Labels may hold line breaks. side: longest side of a cell.
@@ -59,14 +72,20 @@ def grid(corner: Image.Image, columns: list[str], rows: list[str], cells: list[l
     shrink = min(1.0, side / max(corner.size))
     width, height = (max(1, round(shrink * length)) for length in corner.size)
     gap = max(2, width // 64)
-    sheet = Image.new("RGB", ((len(columns) + 1) * (width + gap) - gap, (len(rows) + 1) * (height + gap) - gap), BACKGROUND)
+    sheet = Image.new(
+        "RGB", ((len(columns) + 1) * (width + gap) - gap, (len(rows) + 1) * (height + gap) - gap), BACKGROUND
+    )
     draw = ImageDraw.Draw(sheet)
-    font = _font([line for label in [*columns, *rows] for line in label.split("\n")], 0.92 * width, 0.2 * min(width, height))
+    font = _font(
+        [line for label in [*columns, *rows] for line in label.split("\n")], 0.92 * width, 0.2 * min(width, height)
+    )
 
     def place(column: int, row: int, content: Image.Image | str | None) -> None:
         left, top = column * (width + gap), row * (height + gap)
         if isinstance(content, str):
-            draw.multiline_text((left + width / 2, top + height / 2), content, fill=TEXT, font=font, anchor="mm", align="center")
+            draw.multiline_text(
+                (left + width / 2, top + height / 2), content, fill=TEXT, font=font, anchor="mm", align="center"
+            )
         elif content is None:
             draw.rectangle((left, top, left + width - 1, top + height - 1), fill="#2b2b2b")
         else:
@@ -88,7 +107,10 @@ def grid(corner: Image.Image, columns: list[str], rows: list[str], cells: list[l
 
 def labelled(pictures: list[Image.Image], labels: list[str], columns: int) -> Image.Image:
     """Pictures in rows of ``columns``, all at the first one's size, each with its label under it."""
-    cells = [with_caption(picture.resize(pictures[0].size, Image.Resampling.LANCZOS), [label]) for picture, label in zip(pictures, labels)]
+    cells = [
+        with_caption(picture.resize(pictures[0].size, Image.Resampling.LANCZOS), [label])
+        for picture, label in zip(pictures, labels)
+    ]
     width, gap = cells[0].width, max(2, cells[0].width // 64)
     height = max(cell.height for cell in cells)
     rows = -(-len(cells) // columns)

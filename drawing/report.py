@@ -18,7 +18,9 @@ _COLOURS = ("#4fc3f7", "#ffb74d", "#81c784", "#f06292", "#ba68c8", "#fff176", "#
 _MOST_NAMED = len(_COLOURS)
 
 
-def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None, decibels: Tensor, errors: Tensor) -> Image.Image:
+def inversion_picture(
+    losses: Tensor, updates: Tensor, thresholds: Tensor | None, decibels: Tensor, errors: Tensor
+) -> Image.Image:
     """Draw an inversion of B images in N steps, one line per image.
 
     losses, updates: ``[N,B]``. thresholds: ``[N]``, or None where not known. decibels: ``[B]``, the picture's power over the
@@ -30,7 +32,9 @@ def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogFormatter, MaxNLocator
     except ImportError as error:
-        raise ValueError(f"the picture is drawn with matplotlib, which cannot be imported ({error}); install what this pack's requirements.txt lists.") from error
+        raise ValueError(
+            f"the picture is drawn with matplotlib, which cannot be imported ({error}); install what this pack's requirements.txt lists."
+        ) from error
 
     steps, images = losses.shape
     shown = min(images, _MOST_NAMED)
@@ -40,7 +44,11 @@ def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None
         top, middle = rows[0].subplots(2, 1, sharex=True, height_ratios=(3, 2))
         for image in range(images):
             style = {"color": _COLOURS[image % len(_COLOURS)], "linewidth": 2}
-            name = f"{image + 1}: {decibels[image]:.1f} dB, {int(updates[:, image].sum())} updates" if image < shown else None
+            name = (
+                f"{image + 1}: {decibels[image]:.1f} dB, {int(updates[:, image].sum())} updates"
+                if image < shown
+                else None
+            )
             top.plot(losses[:, image].clamp_min(1e-12), label=name, **style)
             middle.plot(updates[:, image], drawstyle="steps-mid", **style)
         if thresholds is not None and (thresholds > 0).any():
@@ -49,7 +57,14 @@ def inversion_picture(losses: Tensor, updates: Tensor, thresholds: Tensor | None
         top.set_title("loss" + (f" (first {shown} of {images} named)" if shown < images else ""))
         top.yaxis.set_major_formatter(LogFormatter())
         top.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
-        figure.legend(*top.get_legend_handles_labels(), fontsize=14, ncols=1 if images < 3 else 2, loc="outside upper center", frameon=False, handlelength=1.2)
+        figure.legend(
+            *top.get_legend_handles_labels(),
+            fontsize=14,
+            ncols=1 if images < 3 else 2,
+            loc="outside upper center",
+            frameon=False,
+            handlelength=1.2,
+        )
         middle.set_title("updates of the text")
         middle.set_xlabel("step")
         middle.set_ylim(bottom=0)

@@ -23,7 +23,11 @@ def blocks_of(model) -> dict[Block, bool]:
     """The UNet's transformer blocks by the host's names, in the order they run, and whether each is on the coarsest grid that several have."""
     unet = unet_of(model)
     levels, level = {}, 0
-    for place, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)):
+    for place, blocks in (
+        ("input", unet.input_blocks),
+        ("middle", [unet.middle_block]),
+        ("output", unet.output_blocks),
+    ):
         for number, block in enumerate(blocks):
             level += any(isinstance(part, Downsample) for part in block)
             if any(isinstance(part, host_attention.SpatialTransformer) for part in block):
@@ -41,7 +45,13 @@ def replacements(transformer_options: Mapping, hooks: Hooks, blocks: dict[Block,
         if hook is not None:
             others = replaced.get(kind, {})
             # Others' keys may name one of several transformers in a block, (place, number, index), and then win over the block's.
-            replaced[kind] = {**others, **{key: _replacement(hook, others.get(key), key, blocks) for key in {*blocks, *(k for k in others if k[:2] in blocks)}}}
+            replaced[kind] = {
+                **others,
+                **{
+                    key: _replacement(hook, others.get(key), key, blocks)
+                    for key in {*blocks, *(k for k in others if k[:2] in blocks)}
+                },
+            }
     return replaced
 
 
@@ -50,7 +60,9 @@ def _replacement(hook: Hook, other, key: tuple, blocks: dict[Block, bool]):
 
     def replace(q, k, v, extra):
         def plain(q, k, v, mask=None):
-            return host_attention.optimized_attention(q, k, v, extra["n_heads"], mask=mask, attn_precision=extra["attn_precision"], transformer_options=extra)
+            return host_attention.optimized_attention(
+                q, k, v, extra["n_heads"], mask=mask, attn_precision=extra["attn_precision"], transformer_options=extra
+            )
 
         site = Site(
             passes=[label == 0 for label in extra["cond_or_uncond"]],

@@ -17,7 +17,9 @@ def image_features(clip_vision, images: Tensor) -> Tensor:
     """
     kind = getattr(clip_vision, "model_type", "clip_vision_model")
     if kind != "clip_vision_model":
-        raise ValueError(f"clip_vision is a {kind}; CLIPScore is measured with a CLIP vision model, such as ViT-L or ViT-H.")
+        raise ValueError(
+            f"clip_vision is a {kind}; CLIPScore is measured with a CLIP vision model, such as ViT-L or ViT-H."
+        )
     return clip_vision.encode_image(images)["image_embeds"].float()
 
 
@@ -27,11 +29,15 @@ def text_features(clip, text: str, width: int) -> Tensor:
     Raises ValueError for a CLIP of another width or without a text projection, as SD1.x checkpoints carry it.
     """
     if not _holds_projection(clip):
-        raise ValueError(f"the CLIP's file holds no text projection (SD1.x checkpoints leave it out), so text and pictures cannot be compared; {_FITS}.")
+        raise ValueError(
+            f"the CLIP's file holds no text projection (SD1.x checkpoints leave it out), so text and pictures cannot be compared; {_FITS}."
+        )
     pooled = _projected(clip, text)
     if pooled is None or pooled.shape[-1] != width:
         came = "no pooled text" if pooled is None else f"text {pooled.shape[-1]} wide"
-        raise ValueError(f"the CLIP gives {came} and the vision model's embeddings are {width} wide; connect the two halves of one CLIP. {_FITS[0].upper() + _FITS[1:]}.")
+        raise ValueError(
+            f"the CLIP gives {came} and the vision model's embeddings are {width} wide; connect the two halves of one CLIP. {_FITS[0].upper() + _FITS[1:]}."
+        )
     if not torch.isfinite(pooled).all() or not pooled.any():
         raise ValueError(f"the CLIP's text projection is empty, so text and pictures cannot be compared; {_FITS}.")
     return pooled.float()

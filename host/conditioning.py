@@ -14,7 +14,13 @@ from ..baret_ops.values import Embeddings, repeat_tokens
 
 Options = Mapping[str, Any]
 
-_REGIONAL = {"area": "an area", "mask": "a mask", "timestep_start": "a timestep range", "timestep_end": "a timestep range", "default": "a default region"}
+_REGIONAL = {
+    "area": "an area",
+    "mask": "a mask",
+    "timestep_start": "a timestep range",
+    "timestep_end": "a timestep range",
+    "default": "a default region",
+}
 
 
 def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[Tensor, Options]:
@@ -37,9 +43,13 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
         if not torch.is_tensor(text) or text.ndim != 3:
             raise ValueError(f"{role} carries no text embedding; connect a CLIP Text Encode.")
         if text.shape[-1] != width:
-            raise ValueError(f"{role} is {text.shape[-1]} wide and the model's text is {width} wide; encode it with the CLIP of the same checkpoint.")
+            raise ValueError(
+                f"{role} is {text.shape[-1]} wide and the model's text is {width} wide; encode it with the CLIP of the same checkpoint."
+            )
         if not torch.isfinite(text).all():
-            raise ValueError(f"{role} holds NaN or infinity; encode the text again, with the CLIP in float32 (--fp32-text-enc).")
+            raise ValueError(
+                f"{role} holds NaN or infinity; encode the text again, with the CLIP in float32 (--fp32-text-enc)."
+            )
         texts.append(text)
     length = math.lcm(*(text.shape[1] for text in texts))
     text = torch.cat([repeat_tokens(text, length) for text in texts]).float()
@@ -47,8 +57,12 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
         raise ValueError(f"{role} holds {text.shape[0]} embeddings for {images} image(s); one, or one per image, fits.")
     options = conditioning[0][1]
     for _, other in conditioning[1:]:
-        if {k: id(v) for k, v in other.items() if k != "pooled_output"} != {k: id(v) for k, v in options.items() if k != "pooled_output"}:
-            raise ValueError(f"the prompts of {role} carry different ControlNets or hooks; apply the same one to all images, or run them apart.")
+        if {k: id(v) for k, v in other.items() if k != "pooled_output"} != {
+            k: id(v) for k, v in options.items() if k != "pooled_output"
+        }:
+            raise ValueError(
+                f"the prompts of {role} carry different ControlNets or hooks; apply the same one to all images, or run them apart."
+            )
     return text.expand(images, -1, -1).clone(), dict(options)
 
 
@@ -59,7 +73,9 @@ def _require_whole(options: Options, role: str) -> None:
         end = min(options.get("end_percent", 1.0), options.get("clip_end_percent", 1.0))
         found = "a timestep range" if start > 0.0 or end < 1.0 else None
     if found is not None:
-        raise ValueError(f"{role} is limited to {found}; a prompt for the whole picture and all steps fits: connect the CLIP Text Encode directly.")
+        raise ValueError(
+            f"{role} is limited to {found}; a prompt for the whole picture and all steps fits: connect the CLIP Text Encode directly."
+        )
 
 
 def carries_rows(options: Options) -> bool:
@@ -91,4 +107,7 @@ def per_step(embeddings: list[Tensor], options: Options, schedule: Schedule) -> 
     """
     times = schedule.timesteps
     borders = [0.0] + [1.0 - (a + b) / 2.0 / 999.0 for a, b in zip(times, times[1:])] + [1.0]
-    return [[text, {**options, "start_percent": start, "end_percent": end}] for text, start, end in zip(embeddings, borders, borders[1:])]
+    return [
+        [text, {**options, "start_percent": start, "end_percent": end}]
+        for text, start, end in zip(embeddings, borders, borders[1:])
+    ]

@@ -15,9 +15,13 @@ def new_file(filename_prefix: str) -> tuple[Path, dict[str, str]]:
     Raises ValueError for a prefix that leaves the folder.
     """
     try:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
     except Exception as error:
-        raise ValueError(f"filename_prefix {filename_prefix!r} leaves the output folder; use a name such as baret/inversion.") from error
+        raise ValueError(
+            f"filename_prefix {filename_prefix!r} leaves the output folder; use a name such as baret/inversion."
+        ) from error
     file = f"{name}_{counter:05}_{_SUFFIX}"
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
@@ -37,7 +41,9 @@ def find_file(name: str) -> Path:
     folder = Path(folder or folder_paths.get_input_directory()).resolve()
     path = (folder / plain).resolve()
     if not path.is_relative_to(folder) or path.suffix != _SUFFIX:
-        raise ValueError(f"the file {name!r} is no {_SUFFIX} file in the input or output folder; choose one from the list.")
+        raise ValueError(
+            f"the file {name!r} is no {_SUFFIX} file in the input or output folder; choose one from the list."
+        )
     if not path.is_file():
         raise ValueError(f"the file {name!r} does not exist; choose one from the list, or save the inversion again.")
     return path

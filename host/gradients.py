@@ -100,7 +100,10 @@ def _recomputing(modules: list[nn.Module], copies: bool) -> Iterator[None]:
             if not torch.is_grad_enabled():
                 return forward(x, *args, **kwargs)
             # What transformer_options say is of the moment: the host writes the block's place into them as it goes.
-            snapshot = [dict(value) if isinstance(value, dict) else value for value in args], {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()}
+            snapshot = (
+                [dict(value) if isinstance(value, dict) else value for value in args],
+                {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()},
+            )
             first = True
 
             def run(x):
@@ -112,7 +115,12 @@ def _recomputing(modules: list[nn.Module], copies: bool) -> Iterator[None]:
 
         return call
 
-    blocks = [part for module in modules for part in module.modules() if isinstance(part, (ResBlock, SpatialTransformer)) and "forward" not in vars(part)]
+    blocks = [
+        part
+        for module in modules
+        for part in module.modules()
+        if isinstance(part, (ResBlock, SpatialTransformer)) and "forward" not in vars(part)
+    ]
     try:
         for block in blocks:
             block.forward = wrapped(block.forward)
@@ -128,8 +136,15 @@ def _saving_copies(modules: list[nn.Module]) -> torch.autograd.graph.saved_tenso
     Not ``torch.autograd.graph.allow_mutation_on_saved_tensors``: it knows a tensor by its address, and confuses a saved one
     that was let go with a new one in its place.
     """
-    weights = {weight.untyped_storage().data_ptr() for module in modules for weight in module.parameters() if type(weight.data) is torch.Tensor}
-    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved if saved.untyped_storage().data_ptr() in weights else saved.clone(), lambda saved: saved)
+    weights = {
+        weight.untyped_storage().data_ptr()
+        for module in modules
+        for weight in module.parameters()
+        if type(weight.data) is torch.Tensor
+    }
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: saved if saved.untyped_storage().data_ptr() in weights else saved.clone(), lambda saved: saved
+    )
 
 
 def _leave_inference(module: nn.Module) -> None:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..baret_ops.attention import Hooks, Sharing
-from ..baret_ops.inversion import OnStep
+from ..baret_ops.inversions.tuning import OnStep
 from ..baret_ops.predict import Predict
 from ..baret_ops.schedule import Schedule
-from . import attention, gradients as backward
+from . import attention
+from . import gradients as backward
 from .conditioning import Options
 
 Result = TypeVar("Result")
@@ -53,9 +54,13 @@ def sample(
         model = backward.fully_loadable(model)
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, "baret", backward.load_fully)
         # The host frees memory for two rows a latent of what it is shown.
-        latents = torch.zeros([rows + math.ceil(backward.activations(model, rows, shape) / model.memory_required([2, *shape])), *shape])
+        latents = torch.zeros(
+            [rows + math.ceil(backward.activations(model, rows, shape) / model.memory_required([2, *shape])), *shape]
+        )
     guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": [[positive[0], dict(positive[1])]], "negative": [[negative[0], dict(negative[1])]]})
+    guider.inner_set_conds(
+        {"positive": [[positive[0], dict(positive[1])]], "negative": [[negative[0], dict(negative[1])]]}
+    )
     run = _Run(loop, rows if gradients else 0)
     try:
         guider.sample(latents, latents, run, schedule.sigmas.float(), disable_pbar=True)
@@ -92,7 +97,9 @@ def picture_progress(total: int) -> Callable[..., None]:
     bar = comfy.utils.ProgressBar(total)
 
     def advance(picture=None, steps: int = 1) -> None:
-        bar.update_absolute(bar.current + steps, total, picture and ("JPEG", picture, min(_PICTURE_SIDE, max(picture.size))))
+        bar.update_absolute(
+            bar.current + steps, total, picture and ("JPEG", picture, min(_PICTURE_SIDE, max(picture.size)))
+        )
 
     return advance
 
@@ -101,16 +108,26 @@ class _Run(comfy.samplers.Sampler):
     """The host's Sampler interface around a loop; the loop's own result replaces the sampled latent."""
 
     def __init__(self, loop: Loop, tuned: int):
-        self.loop, self.tuned, self.result = loop, tuned, None  # tuned: rows that will be differentiated at once, if any
+        self.loop, self.tuned, self.result = (
+            loop,
+            tuned,
+            None,
+        )  # tuned: rows that will be differentiated at once, if any
 
-    def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+    def sample(
+        self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
         options = extra_args["model_options"]
         if not self.tuned:
             self.result = self.loop(_Predictor(guider, options), noise.device)
             return noise
         options = _with_transformer_options(options, {"optimized_attention_override": backward.attention})
         model = guider.model_patcher
-        modules = [part for patcher in (model, *guider.loaded_models) if isinstance(part := getattr(patcher, "model", patcher), torch.nn.Module)]
+        modules = [
+            part
+            for patcher in (model, *guider.loaded_models)
+            if isinstance(part := getattr(patcher, "model", patcher), torch.nn.Module)
+        ]
         recompute = backward.must_recompute(model, self.tuned, noise.shape[1:])
         with backward.differentiable(modules, recompute=recompute, patched=_patched(guider, options)):
             self.result = self.loop(_Predictor(guider, options), noise.device)
@@ -132,8 +149,12 @@ class _Predictor:
         options = self._options if sharing is None else _with_sharing(self._options, sharing)
         if hooks is not None:
             transformer = options.get("transformer_options", {})
-            options = _with_transformer_options(options, {"patches_replace": attention.replacements(transformer, hooks, self._blocks)})
-        denoised = comfy.samplers.calc_cond_batch(self._guider.inner_model, passes, x, x.new_full([x.shape[0]], sigma), options)
+            options = _with_transformer_options(
+                options, {"patches_replace": attention.replacements(transformer, hooks, self._blocks)}
+            )
+        denoised = comfy.samplers.calc_cond_batch(
+            self._guider.inner_model, passes, x, x.new_full([x.shape[0]], sigma), options
+        )
         return tuple(None if conds is None else (x - out) / sigma for conds, out in zip(passes, denoised))
 
     def _conds(self, role: str, embedding: Tensor | None) -> list[dict] | None:
@@ -159,7 +180,9 @@ def _with_sharing(options: dict, sharing: Sharing) -> dict:
     """Model options of one call whose attention patches end with the sharing: patches of other nodes run before it."""
 
     def patch(share):
-        return lambda n, context, value, extra: share(n, context, value, [label == 0 for label in extra["cond_or_uncond"]])
+        return lambda n, context, value, extra: share(
+            n, context, value, [label == 0 for label in extra["cond_or_uncond"]]
+        )
 
     patches = options.get("transformer_options", {}).get("patches", {})
     return _with_transformer_options(

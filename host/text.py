@@ -19,7 +19,9 @@ def read_tokens(clip, text: str) -> Tokens:
     windows = clip.tokenize(text, return_word_ids=True)
     name = getattr(clip.tokenizer, "clip", None)
     if len(windows) != 1 or name is None:
-        raise ValueError(f"the CLIP has the text encoders {', '.join(windows)}; the CLIP of an SD1.x or SD2.x checkpoint fits.")
+        raise ValueError(
+            f"the CLIP has the text encoders {', '.join(windows)}; the CLIP of an SD1.x or SD2.x checkpoint fits."
+        )
     tokenizer = getattr(clip.tokenizer, name)
     (windows,) = windows.values()
     embeddings = _embeddings(clip, text)

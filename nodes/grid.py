@@ -20,16 +20,41 @@ class BaretLabelledGrid(io.ComfyNode):
             search_aliases=[*SEARCH_ALIASES, "compare", "contact sheet", "caption"],
             is_output_node=True,
             inputs=[
-                *(io.Image.Input(name, optional=True, tooltip="A picture of the grid; open ones are left out. All are shown at the first one's size. A batch makes a grid for each of its pictures.") for name in _IMAGES),
-                io.String.Input("labels", default="", multiline=True, tooltip="One line for each input, in their order. Empty lines leave a picture without a label."),
-                io.Int.Input("columns", default=3, min=1, max=9, tooltip="Pictures in a row. Higher makes the grid wider."),
+                *(
+                    io.Image.Input(
+                        name,
+                        optional=True,
+                        tooltip="A picture of the grid; open ones are left out. All are shown at the first one's size. A batch makes a grid for each of its pictures.",
+                    )
+                    for name in _IMAGES
+                ),
+                io.String.Input(
+                    "labels",
+                    default="",
+                    multiline=True,
+                    tooltip="One line for each input, in their order. Empty lines leave a picture without a label.",
+                ),
+                io.Int.Input(
+                    "columns", default=3, min=1, max=9, tooltip="Pictures in a row. Higher makes the grid wider."
+                ),
             ],
             outputs=[io.Image.Output("grid", tooltip="The pictures in rows, with their labels.")],
         )
 
     @classmethod
     def execute(
-        cls, image_1=None, image_2=None, image_3=None, image_4=None, image_5=None, image_6=None, image_7=None, image_8=None, image_9=None, labels="", columns=3
+        cls,
+        image_1=None,
+        image_2=None,
+        image_3=None,
+        image_4=None,
+        image_5=None,
+        image_6=None,
+        image_7=None,
+        image_8=None,
+        image_9=None,
+        labels="",
+        columns=3,
     ) -> io.NodeOutput:
         with errors_of(cls):
             images = (image_1, image_2, image_3, image_4, image_5, image_6, image_7, image_8, image_9)
@@ -39,6 +64,19 @@ class BaretLabelledGrid(io.ComfyNode):
                 raise ValueError("no picture is connected; connect at least image_1.")
             count = max(len(image) for image, _ in given)
             if any(len(image) not in (1, count) for image, _ in given):
-                raise ValueError(f"batches of {', '.join(str(len(image)) for image, _ in given)} pictures came; batches of one size, or single pictures, fit.")
-            sheets = torch.cat([to_tensor(labelled([to_pil(image[b % len(image)]) for image, _ in given], [label for _, label in given], columns)) for b in range(count)])
+                raise ValueError(
+                    f"batches of {', '.join(str(len(image)) for image, _ in given)} pictures came; batches of one size, or single pictures, fit."
+                )
+            sheets = torch.cat(
+                [
+                    to_tensor(
+                        labelled(
+                            [to_pil(image[b % len(image)]) for image, _ in given],
+                            [label for _, label in given],
+                            columns,
+                        )
+                    )
+                    for b in range(count)
+                ]
+            )
             return io.NodeOutput(sheets, ui=ui.PreviewImage(sheets, cls=cls))

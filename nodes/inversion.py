@@ -8,13 +8,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..baret_ops.inversion import StopRule, ddim_inversion, null_text, ttis
+from ..baret_ops.inversions.step_rules import STEP_RULES, Adam
+from ..baret_ops.inversions.tuning import StopRule, ddim_inversion, null_text, ttis
+from ..baret_ops.inversions.untuned import sample_source
 from ..baret_ops.schedule import Schedule
-from ..baret_ops.step_rules import STEP_RULES, Adam
 from ..baret_ops.transition import eta_schedule
-from ..baret_ops.untuned import sample_source
 from ..baret_ops.values import Embeddings, ModelFamily, Trajectory
-from ..host import conditioning, models, run
+from ..host import conditioning, models, run, wires
 from .common import CATEGORY, MODEL_TOOLTIP, SEARCH_ALIASES, EmbeddingsWire, TrajectoryWire, errors_of
 
 _SOURCE_TOOLTIP = "A text that says what is in the picture as it is. One prompt, or one per image of the batch."
@@ -40,9 +40,16 @@ class _Problem:
     negative_options: conditioning.Options
 
     @classmethod
-    def read(cls, model, positive, negative, latent, steps: int) -> "_Problem":
-        family, schedule, images = models.family_of(model), models.schedule_of(model, steps), models.latent_in(model, latent)
-        texts = (conditioning.read_text(each, role, len(images), family.context_dim) for each, role in ((positive, "positive"), (negative, "negative")))
+    def read(cls, model, positive, negative, latent, steps: int) -> _Problem:
+        family, schedule, images = (
+            models.family_of(model),
+            models.schedule_of(model, steps),
+            wires.latent_in(model, latent),
+        )
+        texts = (
+            conditioning.read_text(each, role, len(images), family.context_dim)
+            for each, role in ((positive, "positive"), (negative, "negative"))
+        )
         return cls(model, family, schedule, images, *next(texts), *next(texts))
 
     def solve(self, loop: Callable, cfg: float, gradients: bool = False, **embeddings) -> io.NodeOutput:
@@ -51,21 +58,34 @@ class _Problem:
         embeddings: further values for Embeddings; without any the text is that of every step, and nothing was updated.
         """
         pivots, latents, found = run.sample(
-            self.model, lambda predict, device: loop(predict, self.images.to(device)),
-            positive=(self.text, self.text_options), negative=(self.negative, self.negative_options),
-            rows=len(self.images), shape=self.images.shape[1:], schedule=self.schedule, gradients=gradients,
+            self.model,
+            lambda predict, device: loop(predict, self.images.to(device)),
+            positive=(self.text, self.text_options),
+            negative=(self.negative, self.negative_options),
+            rows=len(self.images),
+            shape=self.images.shape[1:],
+            schedule=self.schedule,
+            gradients=gradients,
         )
-        keep, steps = models.keep, self.schedule.steps
+        keep, steps = wires.to_wire, self.schedule.steps
         trajectory = Trajectory(keep(pivots), keep(latents), self.schedule, cfg, self.family)
         text = keep(self.text)
         plain = {
-            "tuned": text.expand(steps, -1, -1, -1), "target": text, "negative": keep(self.negative), "eta": eta_schedule(1.0, 1.0, steps),
-            "losses": (trajectory.latents[1:] - trajectory.pivots[1:]).square().flatten(2).mean(2), "updates": torch.zeros(steps, len(self.images), dtype=torch.int64),
-            "positive_options": self.text_options, "negative_options": self.negative_options,
+            "tuned": text.expand(steps, -1, -1, -1),
+            "target": text,
+            "negative": keep(self.negative),
+            "eta": eta_schedule(1.0, 1.0, steps),
+            "losses": (trajectory.latents[1:] - trajectory.pivots[1:]).square().flatten(2).mean(2),
+            "updates": torch.zeros(steps, len(self.images), dtype=torch.int64),
+            "positive_options": self.text_options,
+            "negative_options": self.negative_options,
         }
         found = {name: keep(value) for name, value in found.items()}
-        return io.NodeOutput(trajectory, Embeddings(**{**plain, **found, **embeddings}), models.latent_out(self.family, trajectory.latents[-1]))
-
+        return io.NodeOutput(
+            trajectory,
+            Embeddings(**{**plain, **found, **embeddings}),
+            wires.latent_out(self.family, trajectory.latents[-1]),
+        )
 
     def tune(self, search: Callable, name: str, cfg: float, uncond: bool = False, **how) -> io.NodeOutput:
         """Walk the pictures up to noise with the text (``uncond``: the negative) and search for what redraws them: ``ttis`` for "tuned",
@@ -75,8 +95,20 @@ class _Problem:
         rows = conditioning.carries_rows(self.negative_options if name == "negative" else self.text_options)
 
         def loop(predict, images):
-            pivots = ddim_inversion(predict, images, self.negative if uncond else self.text, self.schedule, uncond=uncond, on_step=report(0))
-            tuning = search(predict, pivots, self.text, self.negative, self.schedule, guidance_scale=cfg, skip_finished=not rows, on_step=report(steps), **how)
+            pivots = ddim_inversion(
+                predict, images, self.negative if uncond else self.text, self.schedule, uncond=uncond, on_step=report(0)
+            )
+            tuning = search(
+                predict,
+                pivots,
+                self.text,
+                self.negative,
+                self.schedule,
+                guidance_scale=cfg,
+                skip_finished=not rows,
+                on_step=report(steps),
+                **how,
+            )
             return pivots, tuning.latents, {name: tuning.embeddings, "losses": tuning.losses, "updates": tuning.updates}
 
         return self.solve(loop, cfg, gradients=True, thresholds=how["stop"].levels(steps))
@@ -93,34 +125,111 @@ class BaretTTISInversion(io.ComfyNode):
             search_aliases=SEARCH_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
-                io.Conditioning.Input("positive", tooltip="The target text: what the picture should become. One prompt, or one per image of the batch."),
-                io.Conditioning.Input("negative", tooltip="The negative text; an empty one is the paper's. It must also go into the edit unchanged."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The target text: what the picture should become. One prompt, or one per image of the batch.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="The negative text; an empty one is the paper's. It must also go into the edit unchanged.",
+                ),
                 io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
                 io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
-                io.Float.Input("cfg", default=7.5, min=1.0, max=30.0, step=0.5, round=0.01, tooltip="Guidance while tuning. Higher obeys the text more and is harder to reconstruct from. Use the same in BAM Edit. Useful: 3 to 8."),
-                io.Int.Input("iterations", default=1, min=0, max=100, tooltip="Most updates of the text per step. More reconstruct better and take longer; 0 does not tune at all. Useful: 1 to 3 with the secant rules, 5 to 10 with adam."),
-                io.Float.Input("learning_rate", default=1e-3, min=1e-6, max=1.0, step=1e-4, round=False, advanced=True, tooltip="Size of an update, for the step rule adam alone. Higher converges faster until it overshoots; it depends on the scale of the text embedding. Useful: 0.001 to 0.01 on SD1.5, 0.01 on small models."),
-                io.Float.Input("stop_threshold", default=1e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_THRESHOLD_TOOLTIP),
-                io.Float.Input("stop_growth", default=2e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_GROWTH_TOOLTIP),
-                io.Combo.Input("inversion_text", options=["target", "negative"], default="target", advanced=True, tooltip="The text with which the picture is walked up to noise: the target (as in the paper) or the negative."),
-                io.Combo.Input("step_rule", options=list(STEP_RULES), default="secant", tooltip="How an update is found. secant measures the length of its steps. secant_memory also remembers what earlier steps showed: closer, a third slower. adam is the paper's, with 5 iterations."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.5,
+                    round=0.01,
+                    tooltip="Guidance while tuning. Higher obeys the text more and is harder to reconstruct from. Use the same in BAM Edit. Useful: 3 to 8.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=1,
+                    min=0,
+                    max=100,
+                    tooltip="Most updates of the text per step. More reconstruct better and take longer; 0 does not tune at all. Useful: 1 to 3 with the secant rules, 5 to 10 with adam.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-3,
+                    min=1e-6,
+                    max=1.0,
+                    step=1e-4,
+                    round=False,
+                    advanced=True,
+                    tooltip="Size of an update, for the step rule adam alone. Higher converges faster until it overshoots; it depends on the scale of the text embedding. Useful: 0.001 to 0.01 on SD1.5, 0.01 on small models.",
+                ),
+                io.Float.Input(
+                    "stop_threshold",
+                    default=1e-5,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    advanced=True,
+                    tooltip=_THRESHOLD_TOOLTIP,
+                ),
+                io.Float.Input(
+                    "stop_growth",
+                    default=2e-5,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    advanced=True,
+                    tooltip=_GROWTH_TOOLTIP,
+                ),
+                io.Combo.Input(
+                    "inversion_text",
+                    options=["target", "negative"],
+                    default="target",
+                    advanced=True,
+                    tooltip="The text with which the picture is walked up to noise: the target (as in the paper) or the negative.",
+                ),
+                io.Combo.Input(
+                    "step_rule",
+                    options=list(STEP_RULES),
+                    default="secant",
+                    tooltip="How an update is found. secant measures the length of its steps. secant_memory also remembers what earlier steps showed: closer, a third slower. adam is the paper's, with 5 iterations.",
+                ),
             ],
             outputs=[
                 TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Output("embeddings", tooltip="The tuned text of every step. As it is (eta 1) it makes a rigid edit; through Transition Embedding a non-rigid one."),
-                io.Latent.Output("reconstruction", tooltip="What the tuned text redraws. If it does not look like your picture, the edit will not either."),
+                EmbeddingsWire.Output(
+                    "embeddings",
+                    tooltip="The tuned text of every step. As it is (eta 1) it makes a rigid edit; through Transition Embedding a non-rigid one.",
+                ),
+                io.Latent.Output(
+                    "reconstruction",
+                    tooltip="What the tuned text redraws. If it does not look like your picture, the edit will not either.",
+                ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, steps, cfg, iterations=1, learning_rate=1e-3,
-        stop_threshold=1e-5, stop_growth=2e-5, inversion_text="target", step_rule="secant",
+        cls,
+        model,
+        positive,
+        negative,
+        latent,
+        steps,
+        cfg,
+        iterations=1,
+        learning_rate=1e-3,
+        stop_threshold=1e-5,
+        stop_growth=2e-5,
+        inversion_text="target",
+        step_rule="secant",
     ) -> io.NodeOutput:
         with errors_of(cls):
             problem = _Problem.read(model, positive, negative, latent, steps)
             rule, stop = STEP_RULES[step_rule](learning_rate), StopRule(stop_threshold, stop_growth)
-            return problem.tune(ttis, "tuned", cfg, uncond=inversion_text == "negative", rule=rule, iterations=iterations, stop=stop)
+            return problem.tune(
+                ttis, "tuned", cfg, uncond=inversion_text == "negative", rule=rule, iterations=iterations, stop=stop
+            )
 
 
 class BaretNullTextInversion(io.ComfyNode):
@@ -135,20 +244,74 @@ class BaretNullTextInversion(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
                 io.Conditioning.Input("positive", tooltip=_SOURCE_TOOLTIP),
-                io.Conditioning.Input("negative", tooltip="The negative text that tuning starts from; an empty one is the paper's."),
+                io.Conditioning.Input(
+                    "negative", tooltip="The negative text that tuning starts from; an empty one is the paper's."
+                ),
                 io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
                 io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
-                io.Float.Input("cfg", default=7.5, min=1.0, max=30.0, step=0.5, round=0.01, tooltip="Guidance while tuning. Higher lets edits obey the text more and is harder to reconstruct from. Use the same in the edit. Useful: 3 to 8."),
-                io.Int.Input("iterations", default=10, min=0, max=100, tooltip="Most updates of the negative per step. More reconstruct better and take longer. Useful: 10 with adam, 1 to 3 with the secant rules."),
-                io.Combo.Input("step_rule", options=list(STEP_RULES), default="adam", tooltip="How an update is found. adam is the paper's. secant and secant_memory measure the length of their steps: with 1 iteration nearly as close in a sixth of the time."),
-                io.Float.Input("learning_rate", default=1e-2, min=1e-6, max=1.0, step=1e-3, round=False, advanced=True, tooltip="Size of an update at the first step, for adam alone; it falls to half at the last. Higher converges faster until it overshoots. Useful: 0.005 to 0.02."),
-                io.Float.Input("stop_threshold", default=1e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_THRESHOLD_TOOLTIP),
-                io.Float.Input("stop_growth", default=2e-5, min=0.0, max=1.0, step=1e-6, round=False, advanced=True, tooltip=_GROWTH_TOOLTIP),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.5,
+                    round=0.01,
+                    tooltip="Guidance while tuning. Higher lets edits obey the text more and is harder to reconstruct from. Use the same in the edit. Useful: 3 to 8.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=10,
+                    min=0,
+                    max=100,
+                    tooltip="Most updates of the negative per step. More reconstruct better and take longer. Useful: 10 with adam, 1 to 3 with the secant rules.",
+                ),
+                io.Combo.Input(
+                    "step_rule",
+                    options=list(STEP_RULES),
+                    default="adam",
+                    tooltip="How an update is found. adam is the paper's. secant and secant_memory measure the length of their steps: with 1 iteration nearly as close in a sixth of the time.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-2,
+                    min=1e-6,
+                    max=1.0,
+                    step=1e-3,
+                    round=False,
+                    advanced=True,
+                    tooltip="Size of an update at the first step, for adam alone; it falls to half at the last. Higher converges faster until it overshoots. Useful: 0.005 to 0.02.",
+                ),
+                io.Float.Input(
+                    "stop_threshold",
+                    default=1e-5,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    advanced=True,
+                    tooltip=_THRESHOLD_TOOLTIP,
+                ),
+                io.Float.Input(
+                    "stop_growth",
+                    default=2e-5,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    advanced=True,
+                    tooltip=_GROWTH_TOOLTIP,
+                ),
             ],
             outputs=[
                 TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Output("embeddings", tooltip="The picture's text, and the tuned negative of every step. Give an edit its target text, or BAM Edit through Transition Embedding."),
-                io.Latent.Output("reconstruction", tooltip="What the text and the tuned negative redraw. If it does not look like your picture, the edit will not either."),
+                EmbeddingsWire.Output(
+                    "embeddings",
+                    tooltip="The picture's text, and the tuned negative of every step. Give an edit its target text, or BAM Edit through Transition Embedding.",
+                ),
+                io.Latent.Output(
+                    "reconstruction",
+                    tooltip="What the text and the tuned negative redraw. If it does not look like your picture, the edit will not either.",
+                ),
             ],
         )
 
@@ -158,8 +321,14 @@ class BaretNullTextInversion(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         with errors_of(cls):
             problem = _Problem.read(model, positive, negative, latent, steps)
-            rule = Adam(learning_rate, decay=1 / (2 * steps), test_after=True) if step_rule == "adam" else STEP_RULES[step_rule](learning_rate)
-            return problem.tune(null_text, "negative", cfg, rule=rule, iterations=iterations, stop=StopRule(stop_threshold, stop_growth))
+            rule = (
+                Adam(learning_rate, decay=1 / (2 * steps), test_after=True)
+                if step_rule == "adam"
+                else STEP_RULES[step_rule](learning_rate)
+            )
+            return problem.tune(
+                null_text, "negative", cfg, rule=rule, iterations=iterations, stop=StopRule(stop_threshold, stop_growth)
+            )
 
 
 class BaretInversion(io.ComfyNode):
@@ -174,16 +343,38 @@ class BaretInversion(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
                 io.Conditioning.Input("positive", tooltip=_SOURCE_TOOLTIP),
-                io.Conditioning.Input("negative", tooltip="The negative text, mostly empty. Negative-prompt inversion puts the picture's own text in its place."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="The negative text, mostly empty. Negative-prompt inversion puts the picture's own text in its place.",
+                ),
                 io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
-                io.Combo.Input("method", options=[_DIRECT, _NEGATIVE_PROMPT, _DDIM], default=_DIRECT, tooltip="direct: what each step misses is added back to the picture's path; it is redrawn exactly. negative-prompt: the picture's text is the negative too; nearly exact, edits are weaker. DDIM: plain guided sampling, which drifts away."),
+                io.Combo.Input(
+                    "method",
+                    options=[_DIRECT, _NEGATIVE_PROMPT, _DDIM],
+                    default=_DIRECT,
+                    tooltip="direct: what each step misses is added back to the picture's path; it is redrawn exactly. negative-prompt: the picture's text is the negative too; nearly exact, edits are weaker. DDIM: plain guided sampling, which drifts away.",
+                ),
                 io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
-                io.Float.Input("cfg", default=7.5, min=1.0, max=30.0, step=0.5, round=0.01, tooltip="Guidance of the picture's path. Higher drifts further away with DDIM; direct and negative-prompt do not mind. Use the same in the edit. Useful: 3 to 8."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.5,
+                    round=0.01,
+                    tooltip="Guidance of the picture's path. Higher drifts further away with DDIM; direct and negative-prompt do not mind. Use the same in the edit. Useful: 3 to 8.",
+                ),
             ],
             outputs=[
                 TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Output("embeddings", tooltip="The picture's text at every step, and the negative. Give an edit its target text, or BAM Edit through Transition Embedding."),
-                io.Latent.Output("reconstruction", tooltip="The end of the picture's path: what an edit that changes nothing would give."),
+                EmbeddingsWire.Output(
+                    "embeddings",
+                    tooltip="The picture's text at every step, and the negative. Give an edit its target text, or BAM Edit through Transition Embedding.",
+                ),
+                io.Latent.Output(
+                    "reconstruction",
+                    tooltip="The end of the picture's path: what an edit that changes nothing would give.",
+                ),
             ],
         )
 
@@ -200,6 +391,16 @@ class BaretInversion(io.ComfyNode):
                 if method == _DIRECT:
                     return pivots, pivots, {}
                 null = None if method == _NEGATIVE_PROMPT else problem.negative
-                return pivots, sample_source(predict, Trajectory(pivots, pivots, problem.schedule, cfg, problem.family), problem.text, null, on_step=report(steps)), {}
+                return (
+                    pivots,
+                    sample_source(
+                        predict,
+                        Trajectory(pivots, pivots, problem.schedule, cfg, problem.family),
+                        problem.text,
+                        null,
+                        on_step=report(steps),
+                    ),
+                    {},
+                )
 
             return problem.solve(invert, cfg)

@@ -6,12 +6,22 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..baret_ops.attention import Site
-from ..baret_ops.bam import Edits, advance, transition_is_reconstruction
+from ..baret_ops.edits.bam import Edits, advance, transition_is_reconstruction
 from ..baret_ops.maps import MapSums, watch_words
 from ..drawing.pictures import grid, to_pil, to_tensor, with_heat
-from ..host import models, run
+from ..host import models, run, wires
 from ..host.text import find_word, read_tokens
-from .common import CATEGORY, EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of, sample_edit
+from .common import (
+    CATEGORY,
+    EDIT_MODEL_TOOLTIP,
+    EMBEDDINGS_TOOLTIP,
+    SEARCH_ALIASES,
+    TRAJECTORY_TOOLTIP,
+    EmbeddingsWire,
+    TrajectoryWire,
+    errors_of,
+    sample_edit,
+)
 from .texts import CLIP_TOOLTIP, target_tokens
 
 _PROCESSES = ("reconstruction", "transition", "edit")
@@ -33,19 +43,81 @@ class BaretAttentionMaps(io.ComfyNode):
                 EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
                 io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint, to show the pictures under the maps."),
-                io.String.Input("text", multiline=True, tooltip="The target text, word for word as it was encoded, weights and embeddings included."),
-                io.String.Input("words", default="", tooltip='Words or phrases of the text to look at, with commas between them, such as "dog, lying". Empty: all words.'),
-                io.Float.Input("tau_sa", default=0.3, min=0.0, max=1.0, step=0.05, round=0.001, tooltip="As in BAM Edit: share of the steps that take self-attention from the reconstruction. Higher keeps more of the picture."),
-                io.Float.Input("tau_ca", default=0.6, min=0.0, max=1.0, step=0.05, round=0.001, tooltip="As in BAM Edit: share of the steps that take cross-attention from the transition; there the edit's maps are the transition's."),
-                io.Float.Input("cfg", default=7.5, min=1.0, max=30.0, step=0.5, round=0.01, tooltip="Guidance of the edit, as in BAM Edit. Higher obeys the text more and keeps less. Useful: 3 to 8."),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001, tooltip="Where in the steps to begin to look: 0 is the noisiest, where places are decided."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.05, round=0.001, tooltip="Where to stop: 1 is the last step, where details are. The maps are the mean over the steps between."),
-                io.String.Input("resolutions", default="coarse", advanced=True, tooltip='Which of the model\'s grids to look at: "coarse" (16 wide at 512x512, the clearest), "all", or widths with commas between them, such as "16, 32".'),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    tooltip="The target text, word for word as it was encoded, weights and embeddings included.",
+                ),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip='Words or phrases of the text to look at, with commas between them, such as "dog, lying". Empty: all words.',
+                ),
+                io.Float.Input(
+                    "tau_sa",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="As in BAM Edit: share of the steps that take self-attention from the reconstruction. Higher keeps more of the picture.",
+                ),
+                io.Float.Input(
+                    "tau_ca",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="As in BAM Edit: share of the steps that take cross-attention from the transition; there the edit's maps are the transition's.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.5,
+                    round=0.01,
+                    tooltip="Guidance of the edit, as in BAM Edit. Higher obeys the text more and keeps less. Useful: 3 to 8.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Where in the steps to begin to look: 0 is the noisiest, where places are decided.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Where to stop: 1 is the last step, where details are. The maps are the mean over the steps between.",
+                ),
+                io.String.Input(
+                    "resolutions",
+                    default="coarse",
+                    advanced=True,
+                    tooltip='Which of the model\'s grids to look at: "coarse" (16 wide at 512x512, the clearest), "all", or widths with commas between them, such as "16, 32".',
+                ),
             ],
             outputs=[
-                io.Image.Output("maps", tooltip="A row of heat maps for each word under the three pictures; one sheet per image of a batch."),
-                io.Mask.Output("masks", tooltip="The reconstruction's heat of each word, 0 to 1, image by image; one word's through a threshold can be the mask of an edit."),
-                io.String.Output("report", tooltip="For each word its tokens and how strongly it is looked at, on average and at most."),
+                io.Image.Output(
+                    "maps",
+                    tooltip="A row of heat maps for each word under the three pictures; one sheet per image of a batch.",
+                ),
+                io.Mask.Output(
+                    "masks",
+                    tooltip="The reconstruction's heat of each word, 0 to 1, image by image; one word's through a threshold can be the mask of an edit.",
+                ),
+                io.String.Output(
+                    "report",
+                    tooltip="For each word its tokens and how strongly it is looked at, on average and at most.",
+                ),
             ],
         )
 
@@ -58,7 +130,9 @@ class BaretAttentionMaps(io.ComfyNode):
             steps, images, grid_size = trajectory.schedule.steps, trajectory.images, tuple(trajectory.pivots.shape[-2:])
             span = range(int(start_percent * steps + 0.5), int(end_percent * steps + 0.5))
             if not span:
-                raise ValueError(f"start_percent {start_percent:g} to end_percent {end_percent:g} of {steps} steps leaves none; widen it.")
+                raise ValueError(
+                    f"start_percent {start_percent:g} to end_percent {end_percent:g} of {steps} steps leaves none; widen it."
+                )
             tokens = target_tokens(clip, embeddings, text)
             asked = [part.strip() for part in words.split(",") if part.strip()]
             asked = asked or list(dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word))))
@@ -77,28 +151,50 @@ class BaretAttentionMaps(io.ComfyNode):
 
             def report(step, *_):
                 if step == span[0] and not sums.count:
-                    raise ValueError(f"resolutions has {resolutions!r} and the grids of this picture are {', '.join(f'{w}x{h}' for h, w in grids)}; name widths of these.")
+                    raise ValueError(
+                        f"resolutions has {resolutions!r} and the grids of this picture are {', '.join(f'{w}x{h}' for h, w in grids)}; name widths of these."
+                    )
                 show()
 
             def look(predict, trajectory, mask, on_step):
                 edits = Edits.begin(trajectory, embeddings, [(tau_sa, tau_ca)])
-                (edits,) = advance(predict, trajectory, [edits], range(steps), guidance_scale=cfg, on_step=on_step, watch=watch_words(sums, shares, span, wants))
+                (edits,) = advance(
+                    predict,
+                    trajectory,
+                    [edits],
+                    range(steps),
+                    guidance_scale=cfg,
+                    on_step=on_step,
+                    watch=watch_words(sums, shares, span, wants),
+                )
                 redrawn = trajectory.latents[-1]
-                return redrawn, redrawn if transition_is_reconstruction(trajectory, embeddings, cfg) else edits.transition, edits.results()[0]
+                return (
+                    redrawn,
+                    redrawn if transition_is_reconstruction(trajectory, embeddings, cfg) else edits.transition,
+                    edits.results()[0],
+                )
 
             latents = sample_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=report)
-            pictures = models.decode(vae, models.latent_out(trajectory.family, torch.cat(latents))).unflatten(0, (3, images))
-            source = models.decode(vae, models.latent_out(trajectory.family, trajectory.pivots[-1]))
-            heat = models.keep(sums.mean()).unflatten(0, (3, images)).movedim(0, 2)  # [B,W,3,h,w]
+            pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(latents))).unflatten(
+                0, (3, images)
+            )
+            source = wires.decode(vae, wires.latent_out(trajectory.family, trajectory.pivots[-1]))
+            heat = wires.to_wire(sums.mean()).unflatten(0, (3, images)).movedim(0, 2)  # [B,W,3,h,w]
             shown = heat / heat.amax((2, 3, 4), keepdim=True).clamp_min(1e-12)
 
             sheets = []
             for image in range(images):
                 plain = [to_pil(process[image]) for process in pictures]
                 rows = [[with_heat(picture, each) for picture, each in zip(plain, word)] for word in shown[image]]
-                sheets.append(to_tensor(grid(to_pil(source[image]), list(_PROCESSES), ["picture", *places], [plain, *rows])))
-            masks = torch.nn.functional.interpolate(shown[:, :, 0].flatten(0, 1)[:, None], pictures.shape[2:4], mode="bilinear")[:, 0]
-            return io.NodeOutput(torch.cat(sheets), masks, _report(places, heat), ui=ui.PreviewImage(torch.cat(sheets), cls=cls))
+                sheets.append(
+                    to_tensor(grid(to_pil(source[image]), list(_PROCESSES), ["picture", *places], [plain, *rows]))
+                )
+            masks = torch.nn.functional.interpolate(
+                shown[:, :, 0].flatten(0, 1)[:, None], pictures.shape[2:4], mode="bilinear"
+            )[:, 0]
+            return io.NodeOutput(
+                torch.cat(sheets), masks, _report(places, heat), ui=ui.PreviewImage(torch.cat(sheets), cls=cls)
+            )
 
 
 def _plain(clip, phrase: str) -> str:
@@ -122,6 +218,9 @@ def _report(places: dict[str, tuple[int, ...]], heat: torch.Tensor) -> str:
     lines = []
     for image, words in enumerate(heat, 1):
         for (word, positions), maps in zip(places.items(), words):
-            numbers = ", ".join(f"{name} {float(each.mean()):.4f} (most {float(each.max()):.4f})" for name, each in zip(_PROCESSES, maps))
+            numbers = ", ".join(
+                f"{name} {float(each.mean()):.4f} (most {float(each.max()):.4f})"
+                for name, each in zip(_PROCESSES, maps)
+            )
             lines.append(f"picture {image}, {word} (token {', '.join(map(str, positions))}): {numbers}")
     return "\n".join(lines)

@@ -5,7 +5,15 @@ from comfy_api.latest import io, ui
 from ..baret_ops.report import inversion_text, reconstruction_error
 from ..drawing.pictures import to_tensor
 from ..drawing.report import inversion_picture
-from .common import CATEGORY, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of
+from .common import (
+    CATEGORY,
+    EMBEDDINGS_TOOLTIP,
+    SEARCH_ALIASES,
+    TRAJECTORY_TOOLTIP,
+    EmbeddingsWire,
+    TrajectoryWire,
+    errors_of,
+)
 
 
 class BaretInversionReport(io.ComfyNode):
@@ -24,7 +32,9 @@ class BaretInversionReport(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("report", tooltip="The plots, one line per image of the batch."),
-                io.String.Output("text", tooltip="The same numbers: a line per image, then a table with a line per step."),
+                io.String.Output(
+                    "text", tooltip="The same numbers: a line per image, then a table with a line per step."
+                ),
             ],
         )
 
@@ -34,5 +44,9 @@ class BaretInversionReport(io.ComfyNode):
             text = inversion_text(trajectory, embeddings)
             found = reconstruction_error(trajectory)
             thresholds = None if embeddings.thresholds is None else embeddings.thresholds.cpu()
-            picture = to_tensor(inversion_picture(embeddings.losses.cpu(), embeddings.updates.cpu(), thresholds, found.decibels, found.errors))
+            picture = to_tensor(
+                inversion_picture(
+                    embeddings.losses.cpu(), embeddings.updates.cpu(), thresholds, found.decibels, found.errors
+                )
+            )
             return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture, cls=cls))

@@ -3,8 +3,16 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..baret_ops.values import require_match
-from ..host import conditioning, models
-from .common import CATEGORY, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of
+from ..host import conditioning, wires
+from .common import (
+    CATEGORY,
+    EMBEDDINGS_TOOLTIP,
+    SEARCH_ALIASES,
+    TRAJECTORY_TOOLTIP,
+    EmbeddingsWire,
+    TrajectoryWire,
+    errors_of,
+)
 
 
 class BaretToSampler(io.ComfyNode):
@@ -19,13 +27,25 @@ class BaretToSampler(io.ComfyNode):
             inputs=[
                 EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
                 TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
-                io.Combo.Input("process", options=["reconstruction", "transition", "target"], default="reconstruction", tooltip="What to sample: the picture redrawn, the transition that lends its cross-attention, or the plain target text from the picture's noise."),
+                io.Combo.Input(
+                    "process",
+                    options=["reconstruction", "transition", "target"],
+                    default="reconstruction",
+                    tooltip="What to sample: the picture redrawn, the transition that lends its cross-attention, or the plain target text from the picture's noise.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="The text of each step, each active at its own step alone."),
-                io.Conditioning.Output("negative", tooltip="The negative text of the inversion; where each step has its own, each active at its own step alone."),
-                io.Sigmas.Output("sigmas", tooltip="The noise levels, for SamplerCustomAdvanced with the euler sampler."),
-                io.Latent.Output("latent", tooltip="The picture's own noise at the first level; sample it with Disable Noise."),
+                io.Conditioning.Output(
+                    "negative",
+                    tooltip="The negative text of the inversion; where each step has its own, each active at its own step alone.",
+                ),
+                io.Sigmas.Output(
+                    "sigmas", tooltip="The noise levels, for SamplerCustomAdvanced with the euler sampler."
+                ),
+                io.Latent.Output(
+                    "latent", tooltip="The picture's own noise at the first level; sample it with Disable Noise."
+                ),
             ],
         )
 
@@ -45,7 +65,9 @@ class BaretToSampler(io.ComfyNode):
                 "target": lambda i: embeddings.target,
             }[process]
             schedule = trajectory.schedule
-            positive = conditioning.per_step([text(i) for i in range(schedule.steps)], embeddings.positive_options, schedule)
+            positive = conditioning.per_step(
+                [text(i) for i in range(schedule.steps)], embeddings.positive_options, schedule
+            )
             negative = [[embeddings.negative, dict(embeddings.negative_options)]]
             if embeddings.negative.ndim == 4:
                 negative = conditioning.per_step(list(embeddings.negative), embeddings.negative_options, schedule)
@@ -54,5 +76,5 @@ class BaretToSampler(io.ComfyNode):
                 positive,
                 negative,
                 schedule.sigmas.float(),
-                models.latent_out(trajectory.family, noisy),
+                wires.latent_out(trajectory.family, noisy),
             )

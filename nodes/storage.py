@@ -4,7 +4,15 @@ from comfy_api.latest import io
 
 from ..baret_ops.storage import load_inversion, save_inversion
 from ..host import files
-from .common import CATEGORY, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, errors_of
+from .common import (
+    CATEGORY,
+    EMBEDDINGS_TOOLTIP,
+    SEARCH_ALIASES,
+    TRAJECTORY_TOOLTIP,
+    EmbeddingsWire,
+    TrajectoryWire,
+    errors_of,
+)
 
 
 class BaretSaveInversion(io.ComfyNode):
@@ -20,7 +28,11 @@ class BaretSaveInversion(io.ComfyNode):
             inputs=[
                 TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
                 EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
-                io.String.Input("filename_prefix", default="baret/inversion", tooltip="Folder and name under the output folder; a number is added."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="baret/inversion",
+                    tooltip="Folder and name under the output folder; a number is added.",
+                ),
             ],
         )
 
@@ -29,7 +41,9 @@ class BaretSaveInversion(io.ComfyNode):
         with errors_of(cls):
             path, shown = files.new_file(filename_prefix)
             save_inversion(path, trajectory, embeddings)
-            return io.NodeOutput(ui={"files": [shown], "text": (f"{shown['subfolder']}/{shown['filename']}".lstrip("/"),)})
+            return io.NodeOutput(
+                ui={"files": [shown], "text": (f"{shown['subfolder']}/{shown['filename']}".lstrip("/"),)}
+            )
 
 
 class BaretLoadInversion(io.ComfyNode):
@@ -41,10 +55,18 @@ class BaretLoadInversion(io.ComfyNode):
             category=CATEGORY,
             description="Reads an inversion that Save Inversion wrote, from the input or the output folder.",
             search_aliases=SEARCH_ALIASES,
-            inputs=[io.Combo.Input("file", options=files.list_files(), tooltip="A .safetensors file of the input folder, or of the output folder (marked so).")],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=files.list_files(),
+                    tooltip="A .safetensors file of the input folder, or of the output folder (marked so).",
+                )
+            ],
             outputs=[
                 TrajectoryWire.Output("trajectory", tooltip="The picture's path through the noise levels."),
-                EmbeddingsWire.Output("embeddings", tooltip="The tuned text of every step, with the transition it was saved with."),
+                EmbeddingsWire.Output(
+                    "embeddings", tooltip="The tuned text of every step, with the transition it was saved with."
+                ),
             ],
         )
 

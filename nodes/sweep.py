@@ -3,11 +3,22 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..baret_ops.bam import Edits, advance, edit_mask
-from ..baret_ops.sweep import read_numbers, read_ranges
+from ..baret_ops.edits.bam import Edits, advance, edit_mask
 from ..drawing.pictures import grid, to_pil, to_tensor
-from ..host import models, run
-from .common import CATEGORY, EDIT_MODEL_TOOLTIP, EMBEDDINGS_TOOLTIP, SEARCH_ALIASES, TRAJECTORY_TOOLTIP, EmbeddingsWire, TrajectoryWire, bam_dials, errors_of, sample_edit
+from ..host import models, run, wires
+from .common import (
+    CATEGORY,
+    EDIT_MODEL_TOOLTIP,
+    EMBEDDINGS_TOOLTIP,
+    SEARCH_ALIASES,
+    TRAJECTORY_TOOLTIP,
+    EmbeddingsWire,
+    TrajectoryWire,
+    bam_dials,
+    errors_of,
+    sample_edit,
+)
+from .written import read_numbers, read_ranges
 
 _MOST_CELLS = 32 * 64 * 64
 """Most latent cells in one forward of several etas side by side: 32 latents of 512x512 pictures, about 3 GB in 16 bit."""
@@ -28,19 +39,51 @@ class BaretEditSweep(io.ComfyNode):
                 TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
                 EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint, to show the cells as pictures."),
-                io.String.Input("eta_ranges", default="1, 0.8-0.1, 0.6-0.1", tooltip="Rows: eta from the first to the last step, with commas between them. Higher keeps more of the picture; 1 is a rigid edit. Useful: 1, 0.9-0.1, 0.8-0.1, 0.6-0.1."),
-                io.String.Input("tau_sa", default="0.2, 0.3, 0.4", tooltip="Columns: shares of the steps that take self-attention from the reconstruction. Higher keeps more of the picture. Useful: 0.1 to 0.5."),
-                io.String.Input("tau_ca", default="0.6", tooltip="Shares of the steps that take cross-attention from the transition. More than one multiplies the columns. Useful: 0.6, or 0.4 to 0.8."),
+                io.String.Input(
+                    "eta_ranges",
+                    default="1, 0.8-0.1, 0.6-0.1",
+                    tooltip="Rows: eta from the first to the last step, with commas between them. Higher keeps more of the picture; 1 is a rigid edit. Useful: 1, 0.9-0.1, 0.8-0.1, 0.6-0.1.",
+                ),
+                io.String.Input(
+                    "tau_sa",
+                    default="0.2, 0.3, 0.4",
+                    tooltip="Columns: shares of the steps that take self-attention from the reconstruction. Higher keeps more of the picture. Useful: 0.1 to 0.5.",
+                ),
+                io.String.Input(
+                    "tau_ca",
+                    default="0.6",
+                    tooltip="Shares of the steps that take cross-attention from the transition. More than one multiplies the columns. Useful: 0.6, or 0.4 to 0.8.",
+                ),
                 *bam_dials(),
             ],
             outputs=[
-                io.Image.Output("grid", tooltip="All edits with their etas and taus, the picture in the corner; one grid per image of a batch. Cells are at most 512 pixels wide."),
-                io.Image.Output("edits", tooltip="The edits alone at full size, row by row; of a batch, one image's after another's."),
+                io.Image.Output(
+                    "grid",
+                    tooltip="All edits with their etas and taus, the picture in the corner; one grid per image of a batch. Cells are at most 512 pixels wide.",
+                ),
+                io.Image.Output(
+                    "edits",
+                    tooltip="The edits alone at full size, row by row; of a batch, one image's after another's.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model, trajectory, embeddings, vae, eta_ranges, tau_sa, tau_ca, cfg, passes="conditional", max_resolution=0, mask=None, auto_mask=0.0) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        trajectory,
+        embeddings,
+        vae,
+        eta_ranges,
+        tau_sa,
+        tau_ca,
+        cfg,
+        passes="conditional",
+        max_resolution=0,
+        mask=None,
+        auto_mask=0.0,
+    ) -> io.NodeOutput:
         with errors_of(cls):
             models.require_fit(model, trajectory)
             ranges = read_ranges(eta_ranges, "eta_ranges")
@@ -53,7 +96,7 @@ class BaretEditSweep(io.ComfyNode):
             # While the reconstruction lends, etas go side by side, so that it runs once for all; then each goes to its end alone.
             lending = max(sa for sa, _ in many[0].taus)
 
-            decode = lambda z: models.decode(vae, models.latent_out(trajectory.family, z))  # noqa: E731
+            decode = lambda z: wires.decode(vae, wires.latent_out(trajectory.family, z))  # noqa: E731
             source = decode(trajectory.pivots[-1])
             etas = [f"eta\n{a:g}" + ("" if a == b else f"\nto {b:g}") for a, b in ranges]
             columns = [f"tau_sa\n{sa:g}" + (f"\ntau_ca\n{ca:g}" if len(crosses) > 1 else "") for sa, ca in taus]
@@ -62,7 +105,13 @@ class BaretEditSweep(io.ComfyNode):
 
             def sheet(image):
                 done = [[to_pil(cell[image]) for cell in row] for row in rows]
-                return grid(to_pil(source[image]), columns, etas, done + [[None] * len(taus)] * (len(ranges) - len(rows)), corner)
+                return grid(
+                    to_pil(source[image]),
+                    columns,
+                    etas,
+                    done + [[None] * len(taus)] * (len(ranges) - len(rows)),
+                    corner,
+                )
 
             total = -(-len(many) // together) * lending + len(many) * (steps - lending)
             show = run.picture_progress(total)
@@ -76,7 +125,15 @@ class BaretEditSweep(io.ComfyNode):
                     found = edit_mask(predict, trajectory, embeddings, mask, auto_mask) if found is None else found
                     return advance(predict, trajectory, edits, span, mask=found, on_step=on_step, **chosen)
 
-                return sample_edit(model, trajectory, embeddings, mask, len(edits) * (len(taus) + 1) + 1, loop, on_step=lambda *_: show())
+                return sample_edit(
+                    model,
+                    trajectory,
+                    embeddings,
+                    mask,
+                    len(edits) * (len(taus) + 1) + 1,
+                    loop,
+                    on_step=lambda *_: show(),
+                )
 
             for first in range(0, len(many), together):
                 for edits in forward(many[first : first + together], range(lending)):
@@ -85,4 +142,6 @@ class BaretEditSweep(io.ComfyNode):
                     show(sheet(0), 0)
 
             sheets = torch.cat([to_tensor(sheet(image)) for image in range(images)])
-            return io.NodeOutput(sheets, torch.stack(rows).movedim(2, 0).flatten(0, 2), ui=ui.PreviewImage(sheets, cls=cls))
+            return io.NodeOutput(
+                sheets, torch.stack(rows).movedim(2, 0).flatten(0, 2), ui=ui.PreviewImage(sheets, cls=cls)
+            )

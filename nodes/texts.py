@@ -29,13 +29,21 @@ def edit_inputs() -> list:
 def with_target(clip, embeddings: Embeddings, target_text: str) -> tuple[Embeddings, Tokens]:
     """These embeddings with a target text, under the options of the inversion's own, and its tokens."""
     conditioning.require_options(embeddings)
-    target, _ = conditioning.read_text(text.encode(clip, target_text), "target_text", embeddings.images, embeddings.target.shape[-1])
+    target, _ = conditioning.read_text(
+        text.encode(clip, target_text), "target_text", embeddings.images, embeddings.target.shape[-1]
+    )
     return embeddings.with_target(target, embeddings.positive_options), text.read_tokens(clip, target_text)
 
 
 def source_tokens(clip, embeddings: Embeddings, written: str) -> Tokens:
     """The tokens of the source's text. Raises ValueError unless it is the text that the picture was inverted with."""
-    return _own_tokens(clip, (embeddings.target, embeddings.tuned[0]), written, "source_text", "the text that the picture was inverted with")
+    return _own_tokens(
+        clip,
+        (embeddings.target, embeddings.tuned[0]),
+        written,
+        "source_text",
+        "the text that the picture was inverted with",
+    )
 
 
 def target_tokens(clip, embeddings: Embeddings, written: str) -> Tokens:
@@ -47,7 +55,11 @@ def _own_tokens(clip, own: tuple[Tensor, ...], written: str, role: str, whose: s
     encoded, _ = conditioning.read_text(text.encode(clip, written), role, own[0].shape[0], own[0].shape[-1])
     # They may have been repeated to the length of another text.
     own = (each[:, : encoded.shape[1]] for each in own)
-    if not any(each.shape == encoded.shape and torch.allclose(each, encoded.to(each.device), rtol=0.0, atol=0.05 * float(encoded.abs().max())) for each in own):
+    if not any(
+        each.shape == encoded.shape
+        and torch.allclose(each, encoded.to(each.device), rtol=0.0, atol=0.05 * float(encoded.abs().max()))
+        for each in own
+    ):
         raise ValueError(f"{role} is not {whose}; write the same text, with the same CLIP, into both.")
     return text.read_tokens(clip, written)
 
@@ -73,7 +85,9 @@ def mark_words(clip, source: Tokens, target: Tokens, written: str, role: str) ->
     for word in filter(None, map(str.strip, written.split(","))):
         places = [tokens.find(text.read_tokens(clip, word)) for tokens in (source, target)]
         if not any(places):
-            raise ValueError(f"{word!r} of {role} is in neither text; source_text: {text.has_words(source)}; target_text: {text.has_words(target)}.")
+            raise ValueError(
+                f"{word!r} of {role} is in neither text; source_text: {text.has_words(source)}; target_text: {text.has_words(target)}."
+            )
         for mark, place in zip(marks, places):
             mark[list(place)] = 1.0
     return marks

@@ -29,7 +29,7 @@ class BaretWorldLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..world.model import load
+        from ..host.world import load
 
         with errors_of(cls):
             return io.NodeOutput(*load())
@@ -45,12 +45,30 @@ class BaretWorldScene(io.ComfyNode):
             description="Draws a scene of the drawn world to edit, with its caption and the animal's mask. The same seed with another pose or colour is the ideal result of that edit.",
             search_aliases=[*SEARCH_ALIASES, "toy model", "demo"],
             inputs=[
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=True, tooltip="Which scene: every number is another one, and always the same."),
-                *(io.Combo.Input(name, options=[_ANY, *names], default=_ANY, tooltip=f"Fix the {name}, or leave it to the seed. All else in the scene stays as it is.") for name, names in _CHOICES.items()),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=True,
+                    tooltip="Which scene: every number is another one, and always the same.",
+                ),
+                *(
+                    io.Combo.Input(
+                        name,
+                        options=[_ANY, *names],
+                        default=_ANY,
+                        tooltip=f"Fix the {name}, or leave it to the seed. All else in the scene stays as it is.",
+                    )
+                    for name, names in _CHOICES.items()
+                ),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The picture, 128x128."),
-                io.String.Output("caption", tooltip="What is in it, in the words that the drawn world's model knows best. Change a word and you have a target text."),
+                io.String.Output(
+                    "caption",
+                    tooltip="What is in it, in the words that the drawn world's model knows best. Change a word and you have a target text.",
+                ),
                 io.Mask.Output("mask", tooltip="Where the animal is."),
             ],
         )
@@ -62,6 +80,8 @@ class BaretWorldScene(io.ComfyNode):
                 raise ValueError(f"seed is {seed}; a whole number from 0 to {2**32 - 1} fits.")
             (scene,) = scenes.sample(seed, 1)
             chosen = {"animal": animal, "pose": pose, "colour": colour, "place": place}
-            scene = replace(scene, **{name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY})
+            scene = replace(
+                scene, **{name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
+            )
             picture, mask = scenes.render([scene])
             return io.NodeOutput(picture, scenes.plain_caption(scene), mask)

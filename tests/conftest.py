@@ -28,7 +28,9 @@ def pytest_addoption(parser):
 
 def _core():
     """The numerical core alone, as its own package: it must import without the host and without the pack."""
-    spec = importlib.util.spec_from_file_location("baret_ops", ROOT / "baret_ops" / "__init__.py", submodule_search_locations=[str(ROOT / "baret_ops")])
+    spec = importlib.util.spec_from_file_location(
+        "baret_ops", ROOT / "baret_ops" / "__init__.py", submodule_search_locations=[str(ROOT / "baret_ops")]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["baret_ops"] = module
     spec.loader.exec_module(module)
@@ -53,7 +55,9 @@ def host(tmp_path_factory):
     comfy.cli_args.args.cpu = True
     import torch
 
-    torch.set_num_threads(1)  # the models here are small: more threads gain nothing, and wait for each other on a busy machine
+    torch.set_num_threads(
+        1
+    )  # the models here are small: more threads gain nothing, and wait for each other on a busy machine
     import folder_paths
 
     base = tmp_path_factory.mktemp("comfyui")
@@ -73,7 +77,9 @@ def pack(host):
         loaded = thread.submit(asyncio.run, host.nodes.load_custom_node(str(ROOT))).result()
     assert loaded, "the host's loader refused the pack; see the log"
     name = str(ROOT).replace(".", "_x_")
-    modules = {key.removeprefix(name + "."): module for key, module in sys.modules.items() if key.startswith(name + ".")}
+    modules = {
+        key.removeprefix(name + "."): module for key, module in sys.modules.items() if key.startswith(name + ".")
+    }
     ids = {key: node for key, node in host.nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith(name)}
     return SimpleNamespace(modules=modules, nodes=ids, root=sys.modules[name])
 
@@ -89,10 +95,25 @@ def make_model(host):
 
     def make(seed=0, dtype=torch.float32, cast=None, v_prediction=False, config=comfy.supported_models.SD15, **changes):
         unet = {
-            "use_checkpoint": False, "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False,
-            "adm_in_channels": None, "dtype": dtype, "model_channels": 32, "num_res_blocks": [1, 1], "transformer_depth": [1, 1],
-            "channel_mult": [1, 2], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "context_dim": 24,
-            "use_linear_in_transformer": False, "use_temporal_attention": False, "use_temporal_resblock": False, **changes,
+            "use_checkpoint": False,
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "adm_in_channels": None,
+            "dtype": dtype,
+            "model_channels": 32,
+            "num_res_blocks": [1, 1],
+            "transformer_depth": [1, 1],
+            "channel_mult": [1, 2],
+            "transformer_depth_middle": 1,
+            "transformer_depth_output": [1, 1, 1, 1],
+            "context_dim": 24,
+            "use_linear_in_transformer": False,
+            "use_temporal_attention": False,
+            "use_temporal_resblock": False,
+            **changes,
         }
         with torch.inference_mode():
             model_config = config(unet)
@@ -107,7 +128,9 @@ def make_model(host):
                 else:
                     value = torch.randn(weight.shape, generator=generator) * max(1, weight[:1].numel()) ** -0.5
                 weight.copy_(value.to(weight.dtype))
-            return comfy.model_patcher.ModelPatcher(base, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
+            return comfy.model_patcher.ModelPatcher(
+                base, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+            )
 
     return make
 
@@ -126,9 +149,15 @@ def execute(pack):
 
     def call(node_id, **inputs):
         node = pack.nodes[node_id]
-        defaults = {entry.id: entry.default for entry in node.define_schema().inputs if getattr(entry, "default", None) is not None}
+        defaults = {
+            entry.id: entry.default
+            for entry in node.define_schema().inputs
+            if getattr(entry, "default", None) is not None
+        }
         with torch.inference_mode():
-            return make_locked_method_func(node, node.FUNCTION, node.PREPARE_CLASS_CLONE(None))(**{**defaults, **inputs}).args
+            return make_locked_method_func(node, node.FUNCTION, node.PREPARE_CLASS_CLONE(None))(
+                **{**defaults, **inputs}
+            ).args
 
     return call
 
@@ -181,7 +210,10 @@ def picture():
 
     def make(seed=0, images=1, height=8, width=12, channels=4):
         with torch.inference_mode():
-            return {"samples": torch.randn(images, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 3}
+            return {
+                "samples": torch.randn(images, channels, height, width, generator=torch.Generator().manual_seed(seed))
+                * 3
+            }
 
     return make
 

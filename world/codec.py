@@ -27,13 +27,27 @@ class Codec(nn.Module):
         super().__init__()
         res = lambda width, n: [_Residual(ops, width) for _ in range(n)]  # noqa: E731
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(4), _conv(ops, 48, middle), *res(middle, 1),
-            nn.PixelUnshuffle(2), _conv(ops, 4 * middle, wide, 1), *res(wide, 2), nn.SiLU(), _conv(ops, wide, 4),
+            nn.PixelUnshuffle(4),
+            _conv(ops, 48, middle),
+            *res(middle, 1),
+            nn.PixelUnshuffle(2),
+            _conv(ops, 4 * middle, wide, 1),
+            *res(wide, 2),
+            nn.SiLU(),
+            _conv(ops, wide, 4),
         )
         self.decoder = nn.Sequential(
-            _conv(ops, 4, wide), *res(wide, 3), _conv(ops, wide, 4 * middle, 1), nn.PixelShuffle(2),
-            *res(middle, 2), _conv(ops, middle, 4 * thin, 1), nn.PixelShuffle(2),
-            *res(thin, 1), nn.SiLU(), _conv(ops, thin, 12), nn.PixelShuffle(2),
+            _conv(ops, 4, wide),
+            *res(wide, 3),
+            _conv(ops, wide, 4 * middle, 1),
+            nn.PixelShuffle(2),
+            *res(middle, 2),
+            _conv(ops, middle, 4 * thin, 1),
+            nn.PixelShuffle(2),
+            *res(thin, 1),
+            nn.SiLU(),
+            _conv(ops, thin, 12),
+            nn.PixelShuffle(2),
         )
 
     def encode(self, pictures):

@@ -55,7 +55,9 @@ class Scene:
     def __post_init__(self):
         for name, least, names in _INDICES:
             if not least <= getattr(self, name) < len(names):
-                raise ValueError(f"A scene's {name} is an index from {least} to {len(names) - 1}, not {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"A scene's {name} is an index from {least} to {len(names) - 1}, not {getattr(self, name)!r}."
+                )
 
 
 _INDICES = (
@@ -83,17 +85,52 @@ def sample(seed, n):
 
 _WORDS = {
     "animal": (("dog", "puppy", "hound"), ("cat", "kitty", "kitten")),
-    "pose": (("standing", "stands"), ("sitting", "sits", "seated"), ("lying", "lies", "resting"), ("jumping", "jumps", "leaping")),
-    "colour": (("red", "scarlet"), ("yellow", "golden"), ("blue",), ("purple", "violet"), ("black", "dark"), ("pink", "rosy")),
+    "pose": (
+        ("standing", "stands"),
+        ("sitting", "sits", "seated"),
+        ("lying", "lies", "resting"),
+        ("jumping", "jumps", "leaping"),
+    ),
+    "colour": (
+        ("red", "scarlet"),
+        ("yellow", "golden"),
+        ("blue",),
+        ("purple", "violet"),
+        ("black", "dark"),
+        ("pink", "rosy"),
+    ),
     "place": (
-        ("on a meadow", "on the grass", "in a green field"), ("on a beach", "on the sand", "at the beach"),
-        ("in the snow", "on snow", "in winter snow"), ("in front of a brick wall", "by a wall", "in front of bricks"),
+        ("on a meadow", "on the grass", "in a green field"),
+        ("on a beach", "on the sand", "at the beach"),
+        ("in the snow", "on snow", "in winter snow"),
+        ("in front of a brick wall", "by a wall", "in front of bricks"),
         ("on the sea", "in the water", "on ocean waves"),
     ),
-    "position": (("on the left", "at the left"), ("in the middle", "in the centre", "in the center"), ("on the right", "at the right")),
+    "position": (
+        ("on the left", "at the left"),
+        ("in the middle", "in the centre", "in the center"),
+        ("on the right", "at the right"),
+    ),
     "facing": (("facing left", "looking left"), ("facing right", "looking right")),
 }
-_EXTRA_WORDS = "a an the with and sun tree is of photo picture drawing under sunny beside near".split()
+_EXTRA_WORDS = [
+    "a",
+    "an",
+    "the",
+    "with",
+    "and",
+    "sun",
+    "tree",
+    "is",
+    "of",
+    "photo",
+    "picture",
+    "drawing",
+    "under",
+    "sunny",
+    "beside",
+    "near",
+]
 
 
 def vocabulary():
@@ -129,11 +166,20 @@ def caption(scene, seed, keep=0.9):
     rng.shuffle(clauses)
     order = rng.random()
     if order < 0.5:  # a red dog sitting on a beach, on the left, facing right, sun, tree
-        parts = [" ".join(filter(None, [subject, pose, kept["place"]])), *(c for c in clauses if c != kept["place"]), *extras]
+        parts = [
+            " ".join(filter(None, [subject, pose, kept["place"]])),
+            *(c for c in clauses if c != kept["place"]),
+            *extras,
+        ]
     elif order < 0.75:  # a red dog, facing right, on the left, sitting, on a beach, sun
         parts = [subject, *rng.sample([pose, *clauses], 4), *extras]
     else:  # on a beach, on the left, with a sun, a red dog sitting, facing right
-        parts = [*(c for c in clauses if c != kept["facing"]), *extras, " ".join(filter(None, [subject, pose])), kept["facing"]]
+        parts = [
+            *(c for c in clauses if c != kept["facing"]),
+            *extras,
+            " ".join(filter(None, [subject, pose])),
+            kept["facing"],
+        ]
     return ", ".join(filter(None, parts))
 
 
@@ -142,52 +188,159 @@ def caption(scene, seed, keep=0.9):
 # Layers: far limbs, body, ear (a darker patch on the body), eye, nose.
 
 _DOG_HEAD = {  # about the head's centre
-    "body": [((0, 0, .25), (.02, .02, .25)), ((.08, -.06, .15), (.36, -.12, .11))],
-    "ear": [((-.13, .12, .09), (-.24, -.20, .12))],
-    "eye": [((.11, .08, .045),)], "nose": [((.43, -.07, .065),)],
+    "body": [((0, 0, 0.25), (0.02, 0.02, 0.25)), ((0.08, -0.06, 0.15), (0.36, -0.12, 0.11))],
+    "ear": [((-0.13, 0.12, 0.09), (-0.24, -0.20, 0.12))],
+    "eye": [((0.11, 0.08, 0.045),)],
+    "nose": [((0.43, -0.07, 0.065),)],
 }
 _CAT_HEAD = {
-    "body": [((-.02, 0, .25), (.06, -.02, .25)), ((.14, -.09, .15), (.20, -.10, .13)),
-             ((-.15, .12, .12), (-.22, .44, .015)), ((.13, .14, .12), (.22, .44, .015))],
-    "ear": [((-.16, .16, .05), (-.20, .33, .01))],
-    "eye": [((.12, .05, .05),)], "nose": [((.33, -.06, .04),)],
+    "body": [
+        ((-0.02, 0, 0.25), (0.06, -0.02, 0.25)),
+        ((0.14, -0.09, 0.15), (0.20, -0.10, 0.13)),
+        ((-0.15, 0.12, 0.12), (-0.22, 0.44, 0.015)),
+        ((0.13, 0.14, 0.12), (0.22, 0.44, 0.015)),
+    ],
+    "ear": [((-0.16, 0.16, 0.05), (-0.20, 0.33, 0.01))],
+    "eye": [((0.12, 0.05, 0.05),)],
+    "nose": [((0.33, -0.06, 0.04),)],
 }
 _GLYPHS = {
-    ("dog", "standing"): (_DOG_HEAD, (.84, 1.34), {
-        "far": [((.26, .7, .12), (.24, .3, .09), (.28, .08, .08)), ((-.40, .7, .14), (-.46, .36, .09), (-.40, .08, .08))],
-        "body": [((-.55, .82, .27), (.42, .84, .31)), ((.46, .95, .2), (.78, 1.28, .17)), ((.46, .72, .14), (.46, .3, .1), (.50, .08, .09)),
-                 ((-.58, .75, .22), (-.68, .38, .1), (-.62, .08, .09)), ((-.76, .98, .08), (-.98, 1.2, .07), (-1.05, 1.45, .05))]}),
-    ("dog", "sitting"): (_DOG_HEAD, (.42, 1.56), {
-        "far": [((.10, .8, .1), (.16, .08, .08))],
-        "body": [((-.36, .36, .33), (.12, .98, .28)), ((.14, 1.08, .22), (.36, 1.46, .17)), ((-.30, .09, .09), (.02, .08, .08)),
-                 ((.28, .92, .13), (.36, .4, .1), (.36, .08, .09), (.44, .07, .07)), ((-.62, .16, .09), (-.9, .16, .07), (-1.08, .36, .05))]}),
-    ("dog", "lying"): (_DOG_HEAD, (.76, .74), {
-        "far": [((.40, .16, .1), (.92, .1, .08))],
-        "body": [((-.62, .30, .29), (.40, .32, .27)), ((.40, .40, .2), (.70, .68, .18)), ((.42, .14, .12), (1.10, .09, .09)),
-                 ((-.55, .10, .1), (-.18, .08, .08)), ((-.86, .22, .09), (-1.22, .12, .05))]}),
-    ("dog", "jumping"): (_DOG_HEAD, (.74, 1.74), {
-        "far": [((.30, 1.15, .12), (.62, .98, .09), (.90, 1.14, .08)), ((-.50, .8, .14), (-.72, .50, .09), (-1.02, .46, .08))],
-        "body": [((-.50, .90, .26), (.34, 1.24, .29)), ((.38, 1.34, .2), (.68, 1.68, .17)), ((.42, 1.12, .14), (.80, .94, .1), (1.10, 1.0, .08)),
-                 ((-.55, .84, .2), (-.80, .36, .1), (-1.12, .24, .08)), ((-.70, 1.02, .08), (-1.0, 1.14, .06), (-1.2, 1.36, .045))]}),
-    ("cat", "standing"): (_CAT_HEAD, (.66, 1.02), {
-        "far": [((.22, .6, .09), (.24, .07, .065)), ((-.36, .6, .11), (-.38, .3, .07), (-.34, .07, .065))],
-        "body": [((-.50, .66, .21), (.40, .68, .22)), ((.42, .74, .18), (.60, .94, .17)), ((.42, .6, .1), (.44, .07, .07)),
-                 ((-.56, .6, .16), (-.62, .3, .075), (-.56, .07, .07)),
-                 ((-.66, .78, .07), (-.92, .98, .065), (-1.0, 1.3, .06), (-.84, 1.54, .055), (-.94, 1.74, .045))]}),
-    ("cat", "sitting"): (_CAT_HEAD, (.18, 1.30), {
-        "far": [((.06, .7, .09), (.08, .07, .065))],
-        "body": [((-.26, .30, .29), (.02, .86, .21)), ((.04, .95, .18), (.14, 1.2, .16)), ((-.22, .08, .08), (.02, .07, .065)),
-                 ((.14, .8, .1), (.20, .07, .07), (.26, .06, .055)),
-                 ((-.44, .10, .07), (-.82, .08, .065), (-1.04, .28, .06), (-.96, .56, .055), (-.78, .64, .045))]}),
-    ("cat", "lying"): (_CAT_HEAD, (.62, .54), {
-        "far": [((.36, .12, .07), (.74, .09, .06))],
-        "body": [((-.50, .26, .25), (.34, .25, .22)), ((.36, .30, .18), (.56, .46, .17)), ((.36, .1, .09), (.90, .07, .065)),
-                 ((-.48, .08, .08), (-.14, .07, .065)), ((-.70, .18, .075), (-1.02, .10, .065), (-1.22, .24, .055), (-1.20, .46, .045))]}),
-    ("cat", "jumping"): (_CAT_HEAD, (.66, 1.50), {
-        "far": [((.34, 1.05, .09), (.66, .92, .07), (.88, 1.02, .065)), ((-.46, .74, .12), (-.70, .50, .075), (-.94, .48, .065))],
-        "body": [((-.48, .80, .21), (-.05, 1.05, .2), (.38, 1.14, .22)), ((.40, 1.2, .18), (.60, 1.42, .17)),
-                 ((.42, 1.04, .1), (.78, .86, .08), (1.02, .88, .065)), ((-.52, .74, .16), (-.78, .36, .08), (-1.04, .28, .065)),
-                 ((-.62, .92, .07), (-.90, 1.06, .065), (-1.02, 1.36, .06), (-1.2, 1.52, .045))]}),
+    ("dog", "standing"): (
+        _DOG_HEAD,
+        (0.84, 1.34),
+        {
+            "far": [
+                ((0.26, 0.7, 0.12), (0.24, 0.3, 0.09), (0.28, 0.08, 0.08)),
+                ((-0.40, 0.7, 0.14), (-0.46, 0.36, 0.09), (-0.40, 0.08, 0.08)),
+            ],
+            "body": [
+                ((-0.55, 0.82, 0.27), (0.42, 0.84, 0.31)),
+                ((0.46, 0.95, 0.2), (0.78, 1.28, 0.17)),
+                ((0.46, 0.72, 0.14), (0.46, 0.3, 0.1), (0.50, 0.08, 0.09)),
+                ((-0.58, 0.75, 0.22), (-0.68, 0.38, 0.1), (-0.62, 0.08, 0.09)),
+                ((-0.76, 0.98, 0.08), (-0.98, 1.2, 0.07), (-1.05, 1.45, 0.05)),
+            ],
+        },
+    ),
+    ("dog", "sitting"): (
+        _DOG_HEAD,
+        (0.42, 1.56),
+        {
+            "far": [((0.10, 0.8, 0.1), (0.16, 0.08, 0.08))],
+            "body": [
+                ((-0.36, 0.36, 0.33), (0.12, 0.98, 0.28)),
+                ((0.14, 1.08, 0.22), (0.36, 1.46, 0.17)),
+                ((-0.30, 0.09, 0.09), (0.02, 0.08, 0.08)),
+                ((0.28, 0.92, 0.13), (0.36, 0.4, 0.1), (0.36, 0.08, 0.09), (0.44, 0.07, 0.07)),
+                ((-0.62, 0.16, 0.09), (-0.9, 0.16, 0.07), (-1.08, 0.36, 0.05)),
+            ],
+        },
+    ),
+    ("dog", "lying"): (
+        _DOG_HEAD,
+        (0.76, 0.74),
+        {
+            "far": [((0.40, 0.16, 0.1), (0.92, 0.1, 0.08))],
+            "body": [
+                ((-0.62, 0.30, 0.29), (0.40, 0.32, 0.27)),
+                ((0.40, 0.40, 0.2), (0.70, 0.68, 0.18)),
+                ((0.42, 0.14, 0.12), (1.10, 0.09, 0.09)),
+                ((-0.55, 0.10, 0.1), (-0.18, 0.08, 0.08)),
+                ((-0.86, 0.22, 0.09), (-1.22, 0.12, 0.05)),
+            ],
+        },
+    ),
+    ("dog", "jumping"): (
+        _DOG_HEAD,
+        (0.74, 1.74),
+        {
+            "far": [
+                ((0.30, 1.15, 0.12), (0.62, 0.98, 0.09), (0.90, 1.14, 0.08)),
+                ((-0.50, 0.8, 0.14), (-0.72, 0.50, 0.09), (-1.02, 0.46, 0.08)),
+            ],
+            "body": [
+                ((-0.50, 0.90, 0.26), (0.34, 1.24, 0.29)),
+                ((0.38, 1.34, 0.2), (0.68, 1.68, 0.17)),
+                ((0.42, 1.12, 0.14), (0.80, 0.94, 0.1), (1.10, 1.0, 0.08)),
+                ((-0.55, 0.84, 0.2), (-0.80, 0.36, 0.1), (-1.12, 0.24, 0.08)),
+                ((-0.70, 1.02, 0.08), (-1.0, 1.14, 0.06), (-1.2, 1.36, 0.045)),
+            ],
+        },
+    ),
+    ("cat", "standing"): (
+        _CAT_HEAD,
+        (0.66, 1.02),
+        {
+            "far": [
+                ((0.22, 0.6, 0.09), (0.24, 0.07, 0.065)),
+                ((-0.36, 0.6, 0.11), (-0.38, 0.3, 0.07), (-0.34, 0.07, 0.065)),
+            ],
+            "body": [
+                ((-0.50, 0.66, 0.21), (0.40, 0.68, 0.22)),
+                ((0.42, 0.74, 0.18), (0.60, 0.94, 0.17)),
+                ((0.42, 0.6, 0.1), (0.44, 0.07, 0.07)),
+                ((-0.56, 0.6, 0.16), (-0.62, 0.3, 0.075), (-0.56, 0.07, 0.07)),
+                (
+                    (-0.66, 0.78, 0.07),
+                    (-0.92, 0.98, 0.065),
+                    (-1.0, 1.3, 0.06),
+                    (-0.84, 1.54, 0.055),
+                    (-0.94, 1.74, 0.045),
+                ),
+            ],
+        },
+    ),
+    ("cat", "sitting"): (
+        _CAT_HEAD,
+        (0.18, 1.30),
+        {
+            "far": [((0.06, 0.7, 0.09), (0.08, 0.07, 0.065))],
+            "body": [
+                ((-0.26, 0.30, 0.29), (0.02, 0.86, 0.21)),
+                ((0.04, 0.95, 0.18), (0.14, 1.2, 0.16)),
+                ((-0.22, 0.08, 0.08), (0.02, 0.07, 0.065)),
+                ((0.14, 0.8, 0.1), (0.20, 0.07, 0.07), (0.26, 0.06, 0.055)),
+                (
+                    (-0.44, 0.10, 0.07),
+                    (-0.82, 0.08, 0.065),
+                    (-1.04, 0.28, 0.06),
+                    (-0.96, 0.56, 0.055),
+                    (-0.78, 0.64, 0.045),
+                ),
+            ],
+        },
+    ),
+    ("cat", "lying"): (
+        _CAT_HEAD,
+        (0.62, 0.54),
+        {
+            "far": [((0.36, 0.12, 0.07), (0.74, 0.09, 0.06))],
+            "body": [
+                ((-0.50, 0.26, 0.25), (0.34, 0.25, 0.22)),
+                ((0.36, 0.30, 0.18), (0.56, 0.46, 0.17)),
+                ((0.36, 0.1, 0.09), (0.90, 0.07, 0.065)),
+                ((-0.48, 0.08, 0.08), (-0.14, 0.07, 0.065)),
+                ((-0.70, 0.18, 0.075), (-1.02, 0.10, 0.065), (-1.22, 0.24, 0.055), (-1.20, 0.46, 0.045)),
+            ],
+        },
+    ),
+    ("cat", "jumping"): (
+        _CAT_HEAD,
+        (0.66, 1.50),
+        {
+            "far": [
+                ((0.34, 1.05, 0.09), (0.66, 0.92, 0.07), (0.88, 1.02, 0.065)),
+                ((-0.46, 0.74, 0.12), (-0.70, 0.50, 0.075), (-0.94, 0.48, 0.065)),
+            ],
+            "body": [
+                ((-0.48, 0.80, 0.21), (-0.05, 1.05, 0.2), (0.38, 1.14, 0.22)),
+                ((0.40, 1.2, 0.18), (0.60, 1.42, 0.17)),
+                ((0.42, 1.04, 0.1), (0.78, 0.86, 0.08), (1.02, 0.88, 0.065)),
+                ((-0.52, 0.74, 0.16), (-0.78, 0.36, 0.08), (-1.04, 0.28, 0.065)),
+                ((-0.62, 0.92, 0.07), (-0.90, 1.06, 0.065), (-1.02, 1.36, 0.06), (-1.2, 1.52, 0.045)),
+            ],
+        },
+    ),
 }
 _LAYERS = ("far", "body", "ear", "eye", "nose")
 _BOX, _GRID = 1.4, 224  # a glyph lies in [-1.4, 1.4] x [-0.35, 2.45] units; its distance field has 224 x 224 cells
@@ -214,7 +367,9 @@ def _glyphs():
         for pose in POSES:
             head, (hx, hy), parts = _GLYPHS[animal, pose]
             for layer in _LAYERS:
-                strokes = [[(px + hx, py + hy, r) for px, py, r in chain] for chain in head.get(layer, ())] + parts.get(layer, [])
+                strokes = [[(px + hx, py + hy, r) for px, py, r in chain] for chain in head.get(layer, ())] + parts.get(
+                    layer, []
+                )
                 d = torch.stack([_stroke(x, y, chain) for chain in strokes])
                 # Only the body's strokes melt into each other a little, as flesh does.
                 fields_.append(-torch.logsumexp(-d * 45, 0) / 45 if layer == "body" else d.amin(0))
@@ -224,8 +379,18 @@ def _glyphs():
 # --- places -----------------------------------------------------------------------------------------------------------
 # Ground textures stand still and repeat every 16 pixels or are smooth: a convolutional codec can hold them in 8-pixel cells.
 
-_SKY = torch.tensor([[[122, 190, 245], [214, 236, 250]], [[128, 200, 240], [250, 236, 206]], [[158, 182, 214], [226, 234, 244]],
-                     [[176, 116, 92], [158, 100, 80]], [[250, 190, 140], [252, 226, 190]]]) / 255  # top, bottom
+_SKY = (
+    torch.tensor(
+        [
+            [[122, 190, 245], [214, 236, 250]],
+            [[128, 200, 240], [250, 236, 206]],
+            [[158, 182, 214], [226, 234, 244]],
+            [[176, 116, 92], [158, 100, 80]],
+            [[250, 190, 140], [252, 226, 190]],
+        ]
+    )
+    / 255
+)  # top, bottom
 _HORIZON = (56.0, 50.0, 60.0, 90.0, 54.0)
 _SWELL = (4.0, 0.0, 5.0, 0.0, 0.0)
 
@@ -247,13 +412,21 @@ def _places():
 
     row = torch.floor(y / 8)
     brick_x, brick_y = torch.remainder(x + 8 * torch.remainder(row, 2), 16), torch.remainder(y, 8)
-    joint = torch.maximum(1 - brick_x.clamp(max=16 - brick_x) / 1.3, 1 - brick_y.clamp(max=8 - brick_y) / 1.3).clamp(0, 1)
+    joint = torch.maximum(1 - brick_x.clamp(max=16 - brick_x) / 1.3, 1 - brick_y.clamp(max=8 - brick_y) / 1.3).clamp(
+        0, 1
+    )
     tone = torch.remainder(row * 3 + torch.floor((x + 8 * torch.remainder(row, 2)) / 16) * 5, 4) / 3
     bricks = _mix(_mix(_rgb(164, 104, 84), _rgb(142, 86, 70), tone), _rgb(206, 190, 176), joint)
 
     blade = torch.remainder(x + 8 * torch.remainder(torch.floor(y / 8), 2), 16) - 8
-    tuft = ((1.1 + 0.10 * torch.remainder(y, 8) - (blade.abs() - 0.35 * (8 - torch.remainder(y, 8))).abs()) / 1.4).clamp(0, 1)
-    meadow = _mix(_mix(_rgb(136, 196, 92), _rgb(78, 152, 62), depth), _rgb(48, 122, 50), 0.55 * tuft * (torch.remainder(y, 8) > 2.5))
+    tuft = (
+        (1.1 + 0.10 * torch.remainder(y, 8) - (blade.abs() - 0.35 * (8 - torch.remainder(y, 8))).abs()) / 1.4
+    ).clamp(0, 1)
+    meadow = _mix(
+        _mix(_rgb(136, 196, 92), _rgb(78, 152, 62), depth),
+        _rgb(48, 122, 50),
+        0.55 * tuft * (torch.remainder(y, 8) > 2.5),
+    )
 
     ripple = 0.5 + 0.5 * torch.sin(2 * torch.pi * (y + 2.0 * wave(32)) / 16)
     beach = _mix(_mix(_rgb(246, 228, 188), _rgb(226, 198, 148), depth), _rgb(206, 174, 124), 0.45 * ripple**2)
@@ -268,8 +441,14 @@ def _places():
     slab = torch.minimum(torch.remainder(x + 0.5 * (y - 96), 32), torch.remainder(y, 16))
     pavement = _mix(pavement, _rgb(122, 124, 134), 0.8 * (1 - (slab - 0.6).abs() / 1.2).clamp(0, 1))
 
-    crest = torch.remainder(y + 2.2 * torch.cos(2 * torch.pi * (x + 8 * torch.remainder(torch.floor((y + 4) / 16), 2)) / 16), 16)
-    sea = _mix(_mix(_rgb(92, 186, 190), _rgb(20, 112, 134), depth), _rgb(196, 236, 232), 0.7 * (1 - (crest - 4).abs() / 1.9).clamp(0, 1))
+    crest = torch.remainder(
+        y + 2.2 * torch.cos(2 * torch.pi * (x + 8 * torch.remainder(torch.floor((y + 4) / 16), 2)) / 16), 16
+    )
+    sea = _mix(
+        _mix(_rgb(92, 186, 190), _rgb(20, 112, 134), depth),
+        _rgb(196, 236, 232),
+        0.7 * (1 - (crest - 4).abs() / 1.9).clamp(0, 1),
+    )
 
     top, bottom = _SKY[:, 0, :, None, None], _SKY[:, 1, :, None, None]
     sky = _mix(top, bottom, (y / 62).clamp(0, 1).expand(len(PLACES), 1, SIZE, SIZE)).clone()
@@ -295,7 +474,9 @@ def render(params, with_parts=False):
     if not params:
         raise ValueError("render needs at least one scene.")
     # Small chunks stay in the processor's cache: eight times as fast as one batch of hundreds.
-    pictures, masks, suns, trees = (torch.cat(part) for part in zip(*(_render(params[i : i + 8]) for i in range(0, len(params), 8))))
+    pictures, masks, suns, trees = (
+        torch.cat(part) for part in zip(*(_render(params[i : i + 8]) for i in range(0, len(params), 8)))
+    )
     return (pictures, masks, {"sun": suns, "tree": trees}) if with_parts else (pictures, masks)
 
 
@@ -318,8 +499,10 @@ def _render(params):
 
     # The tree stands behind the animal, its foot a little below the horizon.
     tx, foot = 21 + 86 * p["tree"], torch.tensor([74.0, 78, 76, 96, 76])[p["place"]] + p["horizon"]
-    leaf = torch.minimum(torch.hypot(x - tx, y - (foot - 40)) - 13, torch.minimum(
-        torch.hypot(x - tx + 8, y - (foot - 31)) - 10, torch.hypot(x - tx - 8, y - (foot - 31)) - 10))
+    leaf = torch.minimum(
+        torch.hypot(x - tx, y - (foot - 40)) - 13,
+        torch.minimum(torch.hypot(x - tx + 8, y - (foot - 31)) - 10, torch.hypot(x - tx - 8, y - (foot - 31)) - 10),
+    )
     trunk = torch.maximum((x - tx).abs() - 3, (y - (foot - 13)).abs() - 13)
     here = p["tree"] != NO_SIDE
     island = 3.5 * (torch.hypot((x - tx) / 17, (y - foot + 1) / 3.5) - 1)
@@ -354,7 +537,11 @@ def _render(params):
     picture = _mix(picture, dark * 0.7, _cover(body - 0.4))
     picture = _mix(picture, (coat * shade + 0.03).clamp(0, 1), _cover(body + 1.2))
     picture = _mix(picture, coat * 0.62, _cover(ear) * _cover(body + 0.5))
-    picture = _mix(picture, _rgb(250, 250, 250), _cover(eye - 1.2) * (flat["colour"] == COLOURS.index("black"))[:, None, None, None])
+    picture = _mix(
+        picture,
+        _rgb(250, 250, 250),
+        _cover(eye - 1.2) * (flat["colour"] == COLOURS.index("black"))[:, None, None, None],
+    )
     picture = _mix(picture, _rgb(20, 16, 22), _cover(torch.minimum(eye, nose)))
 
     mask = torch.maximum(_cover(far - 0.4), _cover(body - 0.4))

@@ -30,10 +30,13 @@ from torch import Tensor  # noqa: E402
 torch.set_num_threads(1)
 
 import judge as judging  # noqa: E402
+
 import nodes as stock  # noqa: E402
 
 assert asyncio.run(stock.load_custom_node(str(ROOT))), "the host's loader refused the pack"
-_package = next(node.__module__ for id, node in stock.NODE_CLASS_MAPPINGS.items() if id == "BaretBAMEdit").split(".nodes.")[0]
+_package = next(node.__module__ for id, node in stock.NODE_CLASS_MAPPINGS.items() if id == "BaretBAMEdit").split(
+    ".nodes."
+)[0]
 NODES = {id: node for id, node in stock.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith(_package)}
 
 from comfy_api.internal import make_locked_method_func  # noqa: E402
@@ -58,7 +61,9 @@ def node(id: str, **inputs):
     schema = kind.define_schema()
     defaults = {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
     with torch.inference_mode():
-        return make_locked_method_func(kind, kind.FUNCTION, kind.PREPARE_CLASS_CLONE(None))(**{**defaults, **inputs}).args
+        return make_locked_method_func(kind, kind.FUNCTION, kind.PREPARE_CLASS_CLONE(None))(
+            **{**defaults, **inputs}
+        ).args
 
 
 def call(kind: str, **inputs):
@@ -123,7 +128,10 @@ def make_batch(world, task: str, seed: int, start: int, stop: int) -> Batch:
     values = {"colour": scenes.COLOURS, "place": scenes.PLACES, "animal": scenes.ANIMALS, "pose": scenes.POSES}[fact]
     source = scenes.sample(seed, stop)[start:]
     rng = [random.Random(f"{seed} {task} {i}") for i in range(start, stop)]
-    target = [scenes.replace(s, **{fact: r.choice([v for v in range(len(values)) if v != getattr(s, fact)])}) for s, r in zip(source, rng)]
+    target = [
+        scenes.replace(s, **{fact: r.choice([v for v in range(len(values)) if v != getattr(s, fact)])})
+        for s, r in zip(source, rng)
+    ]
     drawn, mask = scenes.render(source)
     ideal, other = scenes.render(target)
     latent = call("VAEEncode", vae=world.vae, pixels=drawn)[0]

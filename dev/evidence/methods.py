@@ -19,7 +19,15 @@ def ttis(world, batch: Batch, **inputs) -> tuple:
     """TTIS with the target text."""
     return node(
         "BaretTTISInversion",
-        **{"model": world.model, "positive": encode(world, batch.texts), "negative": encode(world, [""]), "latent": batch.latent, "steps": STEPS, "cfg": CFG, **inputs},
+        **{
+            "model": world.model,
+            "positive": encode(world, batch.texts),
+            "negative": encode(world, [""]),
+            "latent": batch.latent,
+            "steps": STEPS,
+            "cfg": CFG,
+            **inputs,
+        },
     )
 
 
@@ -28,7 +36,15 @@ def null_text(world, batch: Batch, text: str = "caption", **inputs) -> tuple:
     words = batch.captions if text == "caption" else batch.texts
     return node(
         "BaretNullTextInversion",
-        **{"model": world.model, "positive": encode(world, words), "negative": encode(world, [""]), "latent": batch.latent, "steps": STEPS, "cfg": CFG, **inputs},
+        **{
+            "model": world.model,
+            "positive": encode(world, words),
+            "negative": encode(world, [""]),
+            "latent": batch.latent,
+            "steps": STEPS,
+            "cfg": CFG,
+            **inputs,
+        },
     )
 
 
@@ -37,7 +53,16 @@ def direct(world, batch: Batch, text: str = "caption", **inputs) -> tuple:
     words = batch.captions if text == "caption" else batch.texts
     return node(
         "BaretInversion",
-        **{"model": world.model, "positive": encode(world, words), "negative": encode(world, [""]), "latent": batch.latent, "method": "direct", "steps": STEPS, "cfg": CFG, **inputs},
+        **{
+            "model": world.model,
+            "positive": encode(world, words),
+            "negative": encode(world, [""]),
+            "latent": batch.latent,
+            "method": "direct",
+            "steps": STEPS,
+            "cfg": CFG,
+            **inputs,
+        },
     )
 
 
@@ -60,7 +85,7 @@ def ending_at_zero():
 
 def tested_after(learning_rate: float):
     """The default rule with the stop tested after the update, as null-text inversion has it: every step updates at least once."""
-    plain = module("baret_ops.step_rules").Secant()
+    plain = module("baret_ops.inversions.step_rules").Secant()
 
     def rule(step, embedding, memory):
         first = iter([True])
@@ -81,7 +106,9 @@ def baret(world, batch: Batch, inversion: tuple, eta_start=0.8, eta_end=0.1, **i
     """Transition Embedding and BAM Edit."""
     trajectory, embeddings, _ = inversion
     (embeddings,) = node("BaretTransitionEmbedding", embeddings=embeddings, eta_start=eta_start, eta_end=eta_end)
-    return node("BaretBAMEdit", model=world.model, trajectory=trajectory, embeddings=embeddings, **{"cfg": CFG, **inputs})[0]
+    return node(
+        "BaretBAMEdit", model=world.model, trajectory=trajectory, embeddings=embeddings, **{"cfg": CFG, **inputs}
+    )[0]
 
 
 RIGID = {"eta_start": 1.0, "eta_end": 1.0}
@@ -97,7 +124,9 @@ def sdedit(world, batch: Batch, strength: float, cfg: float = CFG) -> dict:
 
 
 def _with_target(world, batch: Batch, embeddings):
-    text, options = module("host.conditioning").read_text(encode(world, batch.texts), "positive", len(batch), embeddings.target.shape[-1])
+    text, options = module("host.conditioning").read_text(
+        encode(world, batch.texts), "positive", len(batch), embeddings.target.shape[-1]
+    )
     return embeddings.with_target(text, options)
 
 
@@ -105,13 +134,20 @@ def masactrl(world, batch: Batch, inversion: tuple, cfg: float = CFG, **settings
     """MasaCtrl's core, on a batch with a text per image (its node takes one)."""
     trajectory, embeddings, _ = inversion
     embeddings = _with_target(world, batch, embeddings)
-    edited = inside(world, trajectory, embeddings, lambda predict: module("baret_ops.masactrl").masactrl(predict, trajectory, embeddings, guidance_scale=cfg, **settings))
-    return module("host.models").latent_out(trajectory.family, edited)
+    edited = inside(
+        world,
+        trajectory,
+        embeddings,
+        lambda predict: module("baret_ops.edits.masactrl").masactrl(
+            predict, trajectory, embeddings, guidance_scale=cfg, **settings
+        ),
+    )
+    return module("host.wires").latent_out(trajectory.family, edited)
 
 
 def prompt_to_prompt(world, batch: Batch, inversion: tuple, cross_share=0.4, self_share=0.6, cfg: float = CFG) -> dict:
     """Prompt-to-prompt's core (refine), scene by scene in groups of the same alignment."""
-    core, tokens = module("baret_ops.prompt_to_prompt"), module("host.text").read_tokens
+    core, tokens = module("baret_ops.edits.prompt_to_prompt"), module("host.text").read_tokens
     trajectory, embeddings, _ = inversion
     groups: list[tuple[Tensor, list[int]]] = []
     for index, (source, target) in enumerate(zip(batch.captions, batch.texts)):
@@ -124,10 +160,20 @@ def prompt_to_prompt(world, batch: Batch, inversion: tuple, cross_share=0.4, sel
     embeddings = _with_target(world, batch, embeddings)
     edited = torch.empty_like(trajectory.pivots[-1])
     for lent, rows in groups:
-        some, those = rows_of(embeddings, rows), replace(trajectory, pivots=trajectory.pivots[:, rows], latents=trajectory.latents[:, rows])
+        some, those = (
+            rows_of(embeddings, rows),
+            replace(trajectory, pivots=trajectory.pivots[:, rows], latents=trajectory.latents[:, rows]),
+        )
         cross = core.CrossEdit(lent, torch.full(lent.shape[1:], cross_share), torch.ones(lent.shape[1]))
-        edited[rows], _ = inside(world, those, some, lambda predict: core.prompt_to_prompt(predict, those, some, cross, guidance_scale=cfg, self_share=self_share))
-    return module("host.models").latent_out(trajectory.family, edited)
+        edited[rows], _ = inside(
+            world,
+            those,
+            some,
+            lambda predict: core.prompt_to_prompt(
+                predict, those, some, cross, guidance_scale=cfg, self_share=self_share
+            ),
+        )
+    return module("host.wires").latent_out(trajectory.family, edited)
 
 
 def rows_of(embeddings, rows: list[int]):
@@ -145,14 +191,14 @@ def rows_of(embeddings, rows: list[int]):
 def found_mask(world, inversion: tuple, threshold: float) -> Tensor:
     """BAM Edit's automatic mask, ``[B,h,w]``."""
     trajectory, embeddings, _ = inversion
-    find = module("baret_ops.auto_mask").auto_mask
+    find = module("baret_ops.edits.auto_mask").auto_mask
     return inside(world, trajectory, embeddings, lambda predict: find(predict, trajectory, embeddings, threshold))[:, 0]
 
 
 @contextmanager
 def _bam_with(**changes):
     """BAM with names of its module replaced."""
-    bam = module("baret_ops.bam")
+    bam = module("baret_ops.edits.bam")
     before = {name: getattr(bam, name) for name in changes}
     for name, value in changes.items():
         setattr(bam, name, value)
@@ -165,11 +211,18 @@ def _bam_with(**changes):
 
 def falling_guidance(world, batch: Batch, inversion: tuple, end: float, **inputs) -> dict:
     """BAM with the edit's guidance going evenly from ``cfg`` to ``end``."""
-    plain, images = module("baret_ops.sampling").guided_step, len(batch)
+    plain, images = module("baret_ops.edits.sampling").guided_step, len(batch)
 
     def guided_step(schedule, i, x, cond, uncond, guidance_scale):
         share = 1 + (end / guidance_scale - 1) * i / (schedule.steps - 1)
-        return plain(schedule, i, x, torch.cat([torch.lerp(uncond[:images], cond[:images], share), cond[images:]]), uncond, guidance_scale)
+        return plain(
+            schedule,
+            i,
+            x,
+            torch.cat([torch.lerp(uncond[:images], cond[:images], share), cond[images:]]),
+            uncond,
+            guidance_scale,
+        )
 
     with _bam_with(guided_step=guided_step):
         return baret(world, batch, inversion, **inputs)
@@ -189,7 +242,9 @@ def injection_outside(world, batch: Batch, inversion: tuple, threshold: float, *
             own = torch.zeros(n.shape[:2], dtype=n.dtype)
             chunk = n.shape[0] // len(passes)
             for index in range(len(passes)):
-                own[index * chunk : index * chunk + len(free)] = F.adaptive_max_pool2d(free, side).flatten(1).to(n.dtype)
+                own[index * chunk : index * chunk + len(free)] = (
+                    F.adaptive_max_pool2d(free, side).flatten(1).to(n.dtype)
+                )
             mixed = torch.lerp(lent, n, own[..., None])
             return mixed, mixed, value
 
@@ -200,7 +255,7 @@ def injection_outside(world, batch: Batch, inversion: tuple, threshold: float, *
 def residual_back(world, batch: Batch, inversion: tuple, threshold: float, **inputs) -> dict:
     """BAM with what the target text's step misses of the pivots added back to the edit outside the automatic mask."""
     trajectory, embeddings, _ = inversion
-    levels, plain, images = module("baret_ops.schedule"), module("baret_ops.sampling").guided_step, len(batch)
+    levels, plain, images = module("baret_ops.schedule"), module("baret_ops.edits.sampling").guided_step, len(batch)
     schedule, keep = trajectory.schedule, 1 - found_mask(world, inversion, threshold)[:, None]
 
     def residuals(predict):
@@ -208,7 +263,9 @@ def residual_back(world, batch: Batch, inversion: tuple, threshold: float, **inp
         for i in range(schedule.steps):
             sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
             x = trajectory.pivots[i] * schedule.scale(i)
-            eps = levels.guide(*predict(x, sigma, cond=embeddings.target, uncond=embeddings.negative), inputs.get("cfg", CFG))
+            eps = levels.guide(
+                *predict(x, sigma, cond=embeddings.target, uncond=embeddings.negative), inputs.get("cfg", CFG)
+            )
             found.append(trajectory.pivots[i + 1] - levels.ddim_step(x, eps, sigma, sigma_next) / schedule.scale(i + 1))
         return found
 

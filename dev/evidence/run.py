@@ -59,16 +59,36 @@ def measure(run: Path, sizes: dict[str, int]) -> None:
 
 def about(sizes: dict[str, int], seconds: float) -> dict:
     """Machine, date, commit and time of the processors, for the document."""
-    git = lambda *arguments: subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    processor = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor()) if os.path.exists("/proc/cpuinfo") else platform.processor()
-    return {"machine": f"{processor}, {os.cpu_count()} cores, no GPU", "date": str(date.today()), "commit": git("rev-parse", "--short", "HEAD"), "minutes": round(seconds / 60, 1), "sizes": sizes}
+    git = lambda *arguments: subprocess.run(
+        ["git", *arguments], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()  # noqa: E731
+    processor = (
+        next(
+            (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+            platform.processor(),
+        )
+        if os.path.exists("/proc/cpuinfo")
+        else platform.processor()
+    )
+    return {
+        "machine": f"{processor}, {os.cpu_count()} cores, no GPU",
+        "date": str(date.today()),
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "minutes": round(seconds / 60, 1),
+        "sizes": sizes,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder for results; an earlier run in it is continued")
     parser.add_argument("--scenes", type=int, default=48, help="scenes scored for each task (default: %(default)s)")
-    parser.add_argument("--tuning-scenes", type=int, default=8, help="other scenes on which each method's settings are chosen (default: %(default)s)")
+    parser.add_argument(
+        "--tuning-scenes",
+        type=int,
+        default=8,
+        help="other scenes on which each method's settings are chosen (default: %(default)s)",
+    )
     parser.add_argument("--report", action="store_true", help="measure nothing, write the document from what RUN holds")
     comfyui.add_arguments(parser)
     options = parser.parse_args()
@@ -80,7 +100,16 @@ def main() -> None:
     if not options.report:
         sizes = {"rates": options.tuning_scenes, "tune": options.tuning_scenes, "score": options.scenes}
         measure(options.run, sizes)
-        noted.write_text(json.dumps(about(sizes, sum(json.loads(path.read_text()).get("seconds", 0.0) for path in options.run.glob("results/*.json")))))
+        noted.write_text(
+            json.dumps(
+                about(
+                    sizes,
+                    sum(
+                        json.loads(path.read_text()).get("seconds", 0.0) for path in options.run.glob("results/*.json")
+                    ),
+                )
+            )
+        )
     from report import write
 
     write(options.run)

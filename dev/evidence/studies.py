@@ -31,8 +31,22 @@ BARET = {  # eta_start, tau_sa, tau_ca, cfg; eta_end is 0.1, but 0 and 1 where e
 }  # fmt: skip
 SDEDIT = tuple({"strength": strength, "cfg": cfg} for strength in (0.5, 0.6, 0.7, 0.8, 0.9) for cfg in (CFG, 4.0))
 GUIDANCES = (CFG, 5.0, 4.0, 3.0, 2.5, 2.0)
-MASA = tuple({"start_step": step, "first_block": 3, "cfg": cfg} for step, cfg in ((4, CFG), (8, CFG), (2, CFG), (4, 4.0), (4, 3.0), (4, 2.5)))
-P2P = tuple({"cross_share": c, "self_share": s, "cfg": cfg} for c, s, cfg in ((0.4, 0.6, CFG), (0.8, 0.4, CFG), (0.4, 0.6, 5.0), (0.2, 0.3, 4.0), (0.4, 0.6, 3.0), (0.2, 0.3, 3.0), (0.4, 0.6, 2.5)))
+MASA = tuple(
+    {"start_step": step, "first_block": 3, "cfg": cfg}
+    for step, cfg in ((4, CFG), (8, CFG), (2, CFG), (4, 4.0), (4, 3.0), (4, 2.5))
+)
+P2P = tuple(
+    {"cross_share": c, "self_share": s, "cfg": cfg}
+    for c, s, cfg in (
+        (0.4, 0.6, CFG),
+        (0.8, 0.4, CFG),
+        (0.4, 0.6, 5.0),
+        (0.2, 0.3, 4.0),
+        (0.4, 0.6, 3.0),
+        (0.2, 0.3, 3.0),
+        (0.4, 0.6, 2.5),
+    )
+)
 
 
 def kind_of(task: str) -> str:
@@ -58,7 +72,9 @@ class Bench:
 
     def batch(self, task: str, stage: str):
         if (task, stage) not in self._batches:
-            self._batches[task, stage] = make_batch(self.world, task, SCORED_ON if stage == "score" else TUNED_ON, 0, self.sizes[stage])
+            self._batches[task, stage] = make_batch(
+                self.world, task, SCORED_ON if stage == "score" else TUNED_ON, 0, self.sizes[stage]
+            )
         return self._batches[task, stage]
 
     def invert(self, kind: str, task: str, stage: str, **inputs) -> tuple[tuple, float]:
@@ -139,14 +155,32 @@ def train_judge(bench: Bench) -> None:
 def sweep_adam(bench: Bench) -> None:
     for updates in UPDATES["adam"]:
         for rate in RATES["adam"]:
-            bench.reconstruction(f"rates-adam-{updates}-{rate}", "ttis", "pose", "rates", step_rule="adam", iterations=updates, learning_rate=rate, **methods.NO_STOP)
+            bench.reconstruction(
+                f"rates-adam-{updates}-{rate}",
+                "ttis",
+                "pose",
+                "rates",
+                step_rule="adam",
+                iterations=updates,
+                learning_rate=rate,
+                **methods.NO_STOP,
+            )
     bench.forget()
 
 
 def sweep_null(bench: Bench) -> None:
     for updates in UPDATES["null"]:
         for rate in RATES["null"]:
-            bench.reconstruction(f"rates-null-{updates}-{rate}", "null_text", "pose", "rates", step_rule="adam", iterations=updates, learning_rate=rate, **methods.NO_STOP)
+            bench.reconstruction(
+                f"rates-null-{updates}-{rate}",
+                "null_text",
+                "pose",
+                "rates",
+                step_rule="adam",
+                iterations=updates,
+                learning_rate=rate,
+                **methods.NO_STOP,
+            )
     bench.forget()
 
 
@@ -168,7 +202,17 @@ def candidates(task: str, chosen: dict) -> dict[str, list[tuple]]:
     tuned = default_inversion(chosen)
     return {
         "BARET": [
-            ("baret", ("ttis", {**tuned, "cfg": cfg}), {"eta_start": eta, "eta_end": 1.0 if eta == 1 else min(eta, 0.1), "tau_sa": sa, "tau_ca": ca, "cfg": cfg})
+            (
+                "baret",
+                ("ttis", {**tuned, "cfg": cfg}),
+                {
+                    "eta_start": eta,
+                    "eta_end": 1.0 if eta == 1 else min(eta, 0.1),
+                    "tau_sa": sa,
+                    "tau_ca": ca,
+                    "cfg": cfg,
+                },
+            )
             for eta, sa, ca, cfg in BARET[kind_of(task)]
         ],
         "plain": [("baret", ("direct", {"text": "target"}), {**methods.PLAIN, "cfg": cfg}) for cfg in GUIDANCES],
@@ -222,9 +266,19 @@ def converge(bench: Bench, method: str) -> None:
         bench.forget()
     if method == "TTIS, Adam":
         bench.reconstruction(f"converge-{method}-0", "ttis", "pose", "score", step_rule="adam", iterations=0)
-        bench.edit(f"rules-{method}-0", methods.baret, "pose", "score", ("ttis", {"step_rule": "adam", "iterations": 0}))
+        bench.edit(
+            f"rules-{method}-0", methods.baret, "pose", "score", ("ttis", {"step_rule": "adam", "iterations": 0})
+        )
     if method == "null-text, caption":
-        bench.reconstruction("published-null", "null_text", "pose", "score", step_rule="adam", iterations=10, learning_rate=PUBLISHED_RATE)
+        bench.reconstruction(
+            "published-null",
+            "null_text",
+            "pose",
+            "score",
+            step_rule="adam",
+            iterations=10,
+            learning_rate=PUBLISHED_RATE,
+        )
     bench.forget()
 
 
@@ -235,7 +289,9 @@ def edits(bench: Bench, task: str) -> None:
     eta = {} if kind_of(task) == "non-rigid" else methods.RIGID
 
     def run(name, edit, inversion, **settings):
-        bench.edit(f"edit-{task}-{name}", getattr(methods, edit), task, "score", inversion and tuple(inversion), **settings)
+        bench.edit(
+            f"edit-{task}-{name}", getattr(methods, edit), task, "score", inversion and tuple(inversion), **settings
+        )
 
     bench.reconstruction(f"reconstruction-{task}", *("ttis", task, "score"), **own[1])
     run("BARET, defaults", "baret", own, **eta)
@@ -252,7 +308,14 @@ def edits(bench: Bench, task: str) -> None:
     edit, inversion, settings = chosen["settings"][task]["plain"]
     run("plain with auto_mask", edit, inversion, **settings, auto_mask=0.01)
     if not (path := bench.run / "pictures" / f"scenes-{task}.pt").exists():
-        torch.save({"source": (batch.picture[:SHOWN] * 255).byte(), "ideal": (batch.ideal[:SHOWN] * 255).byte(), "texts": batch.texts[:SHOWN]}, path)
+        torch.save(
+            {
+                "source": (batch.picture[:SHOWN] * 255).byte(),
+                "ideal": (batch.ideal[:SHOWN] * 255).byte(),
+                "texts": batch.texts[:SHOWN],
+            },
+            path,
+        )
     bench.forget()
 
 
@@ -276,7 +339,15 @@ DIALS = {
     "max_resolution": (0, 8),
     "cfg": (3.0, 5.0, 7.5),
 }
-DEFAULTS = {"eta_start": 0.8, "eta_end": 0.1, "tau_sa": 0.3, "tau_ca": 0.6, "passes": "conditional", "max_resolution": 0, "cfg": CFG}
+DEFAULTS = {
+    "eta_start": 0.8,
+    "eta_end": 0.1,
+    "tau_sa": 0.3,
+    "tau_ca": 0.6,
+    "passes": "conditional",
+    "max_resolution": 0,
+    "cfg": CFG,
+}
 
 
 def dial_name(dial: str, value) -> str:
@@ -299,7 +370,7 @@ OPEN = ("inversion text: negative", "stop tested after the update", "schedule en
 def open_choices(bench: Bench) -> None:
     """The alternatives to what the method's description leaves open: reconstruction and pose edit of each, all else at the defaults."""
     base = default_inversion(bench.chosen)
-    module("baret_ops.step_rules").STEP_RULES["late"] = methods.tested_after
+    module("baret_ops.inversions.step_rules").STEP_RULES["late"] = methods.tested_after
 
     def both(name, **changes):
         bench.reconstruction(f"open-{name}", "ttis", "pose", "score", **base, **changes)
@@ -327,5 +398,3 @@ def _mean(values: list[float]) -> float:
 
 def _read(run: Path, name: str) -> dict:
     return json.loads((run / "results" / f"{name}.json").read_text())
-
-

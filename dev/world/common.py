@@ -17,13 +17,12 @@ import comfy.cli_args  # noqa: E402, F401
 
 sys.argv = _argv
 
+import drawn  # noqa: E402, F401
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from baret.world import scenes  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
-
-import drawn  # noqa: E402, F401
-from world import scenes  # noqa: E402
 
 HELD_OUT = 1_000_000_000  # scenes of seeds from here on are never trained on
 
@@ -51,7 +50,9 @@ def psnr(a, b):
 def save_grid(pictures, path, columns=8):
     """Write pictures (n, 3, h, w) in -1..1 as one PNG."""
     n, _, h, w = pictures.shape
-    grid = pictures.view(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(n // columns * h, columns * w, 3)
+    grid = (
+        pictures.view(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(n // columns * h, columns * w, 3)
+    )
     Image.fromarray(((grid + 1) * 127.5).clamp(0, 255).round().byte().numpy()).save(path)
 
 
@@ -97,7 +98,17 @@ def descend(run, stage, modules, groups, steps, rate, batch, seed, problem, clip
         after(step)
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         if step % 50 == 0:
-            log(run, stage=stage, step=step, loss=round(mean, 5), per_s=round(batch * (step - first) / (time.time() - started), 1))
+            log(
+                run,
+                stage=stage,
+                step=step,
+                loss=round(mean, 5),
+                per_s=round(batch * (step - first) / (time.time() - started), 1),
+            )
         if step % every == 0 or step == steps:
-            save(path, {name: module.state_dict() for name, module in (modules | {"optimiser": optimiser}).items()} | {"step": step})
+            save(
+                path,
+                {name: module.state_dict() for name, module in (modules | {"optimiser": optimiser}).items()}
+                | {"step": step},
+            )
             check(step)

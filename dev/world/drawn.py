@@ -1,14 +1,12 @@
-"""Import the pack's `world` folder as a package of its own, `world`.
+"""Import the pack's folders as parts of a package `baret`, without its nodes and without the host's loader.
 
 The checkout's root must not be on sys.path: its folder `nodes` would hide the host's module of that name.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
-FOLDER = Path(__file__).resolve().parents[2] / "world"
-
-_spec = importlib.util.spec_from_file_location("world", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)])
-sys.modules["world"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["world"])
+pack = ModuleType("baret")
+pack.__path__ = [str(Path(__file__).resolve().parents[2])]
+sys.modules["baret"] = pack

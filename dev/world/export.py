@@ -4,10 +4,10 @@ import json
 
 import torch
 import torch.nn.functional as F
+from baret.host import world as model
+from baret.world import scenes
 from common import rendered, to_input
 from safetensors.torch import save_file
-
-from world import model, scenes
 
 
 def latent_rgb(codec):
@@ -27,7 +27,11 @@ def export(run, args, net, codec, found):
     What was done to the run by hand, if anything, belongs into RUN/notes.txt and goes along.
     """
     parts = {"unet": net.unet, "text": net.text, "codec": codec}
-    tensors = {f"{part}.{name}": t.half().contiguous() for part, module in parts.items() for name, t in module.state_dict().items()}
+    tensors = {
+        f"{part}.{name}": t.half().contiguous()
+        for part, module in parts.items()
+        for name, t in module.state_dict().items()
+    }
     metadata = {
         "baret_world": model.FORMAT, "licence": "MIT", "command": f"python dev/world/train.py RUN --seed {args.seed}",
         "seed": str(args.seed), "settings": json.dumps({k: v for k, v in vars(args).items() if k not in ("run", "codec", "version", "comfyui")}), "scores": json.dumps(found),

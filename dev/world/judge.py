@@ -11,9 +11,8 @@ from pathlib import Path
 import drawn  # noqa: F401
 import torch
 import torch.nn.functional as F
+from baret.world import scenes
 from torch import nn
-
-from world import scenes
 
 FACTS = {
     "animal": len(scenes.ANIMALS), "pose": len(scenes.POSES), "colour": len(scenes.COLOURS), "place": len(scenes.PLACES),
@@ -48,7 +47,9 @@ def truth(batch):
 def smear(x):
     """What a codec or a denoiser does to a picture: some blur, noise, and a change of light, each to a random degree."""
     if torch.rand(()) < 0.6:
-        small = F.interpolate(x, scale_factor=float(torch.empty(()).uniform_(0.35, 0.9)), mode="bilinear", antialias=True)
+        small = F.interpolate(
+            x, scale_factor=float(torch.empty(()).uniform_(0.35, 0.9)), mode="bilinear", antialias=True
+        )
         x = F.interpolate(small, size=x.shape[-2:], mode="bilinear")
     x = x * (1 + 0.06 * torch.randn(len(x), 3, 1, 1)) + 0.03 * torch.randn(len(x), 3, 1, 1)
     return (x + 0.06 * torch.rand(()) * torch.randn_like(x)).clamp(0, 1)
@@ -88,7 +89,10 @@ def train(path, steps=1000, batch=64, seed=7):
         loss = sum(F.cross_entropy(logits[name], facts[name]) for name in FACTS)
         optimiser.zero_grad(), loss.backward(), optimiser.step(), rate.step()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1} loss {loss.item():.4f} {(step + 1) * batch / (time.time() - started):.0f}/s", flush=True)
+            print(
+                f"step {step + 1} loss {loss.item():.4f} {(step + 1) * batch / (time.time() - started):.0f}/s",
+                flush=True,
+            )
     torch.save(judge.state_dict(), path)
     print(accuracy(judge.eval(), 2000))
 

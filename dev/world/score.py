@@ -2,10 +2,10 @@
 
 import judge as judging
 import torch
+from baret.host import world as model
+from baret.world import scenes
 from common import HELD_OUT, log, psnr, rendered, to_input
 from train_unet import sample
-
-from world import model, scenes
 
 
 def control(net, codec, judge, batch, guidance):
@@ -26,11 +26,17 @@ def scores(run, args, net, codec):
     """PSNR and control on held-out scenes, at the guidance that was best on other held-out scenes."""
     if not (run / "judge.pt").exists():
         judging.train(run / "judge.pt")
-    judge, held, others = judging.load(run / "judge.pt"), scenes.sample(HELD_OUT + 2, args.score_scenes), scenes.sample(HELD_OUT + 4, 80)
+    judge, held, others = (
+        judging.load(run / "judge.pt"),
+        scenes.sample(HELD_OUT + 2, args.score_scenes),
+        scenes.sample(HELD_OUT + 4, 80),
+    )
     found = {"drawn": judging.accuracy(judge, 2000)}
     pictures = to_input(rendered(HELD_OUT + 3, 256)[1])
     with torch.no_grad():
-        found["psnr"] = round(psnr(torch.cat([codec.decode(codec.encode(x)) for x in pictures.split(32)]).clamp(-1, 1), pictures), 2)
+        found["psnr"] = round(
+            psnr(torch.cat([codec.decode(codec.encode(x)) for x in pictures.split(32)]).clamp(-1, 1), pictures), 2
+        )
         tried = {guidance: control(net, codec, judge, others, guidance) for guidance in (2.0, 3.0, 4.0, 5.0, 7.5)}
         total = lambda guidance: sum(tried[guidance][fact] for fact in ("colour", "pose", "animal and pose", "place"))  # noqa: E731
         found["guidance"] = max(tried, key=total)

@@ -16,7 +16,9 @@ import comfyui  # noqa: E402
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder for checkpoints, log and grids; an earlier run in it is continued")
+    parser.add_argument(
+        "run", type=Path, help="folder for checkpoints, log and grids; an earlier run in it is continued"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--codec-scenes", type=int, default=20_000)
     parser.add_argument("--codec-steps", type=int, default=3000)
@@ -25,16 +27,24 @@ def main():
     parser.add_argument("--codec-lr", type=float, default=2e-3)
     parser.add_argument("--scenes", type=int, default=50_000)
     parser.add_argument("--captions", type=int, default=4, help="captions drawn for each scene")
-    parser.add_argument("--keep", type=float, default=0.9, help="share of its facts that a caption names (default: %(default)s)")
-    parser.add_argument("--codec", type=Path, help="a weights file whose codec is taken as it is, in place of training one")
+    parser.add_argument(
+        "--keep", type=float, default=0.9, help="share of its facts that a caption names (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--codec", type=Path, help="a weights file whose codec is taken as it is, in place of training one"
+    )
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--checkpoint", type=int, default=400, help="steps between checkpoints")
     parser.add_argument("--score-scenes", type=int, default=240, help="held-out scenes for the control scores")
-    parser.add_argument("--eager", action="store_true", help="do without torch.compile (and its need of a C++ compiler); a fifth slower")
-    parser.add_argument("--until", choices=("codec", "encode", "unet", "export"), default="export", help="last stage to run")
+    parser.add_argument(
+        "--eager", action="store_true", help="do without torch.compile (and its need of a C++ compiler); a fifth slower"
+    )
+    parser.add_argument(
+        "--until", choices=("codec", "encode", "unet", "export"), default="export", help="last stage to run"
+    )
     comfyui.add_arguments(parser)
     args = parser.parse_args()
     os.environ["COMFYUI_PATH"] = str(comfyui.enter(args).path)

@@ -2,11 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from baret.host import world as model
+from baret.world.codec import Codec
 from common import HELD_OUT, descend, log, psnr, rendered, save_grid, to_input
 from torch import nn
-
-from world import model
-from world.codec import Codec
 
 
 def _edges(x):
@@ -16,7 +15,9 @@ def _edges(x):
 def _loss(out, target, masks):
     """Squared error, thrice on the animal, plus the absolute error of neighbours' differences, which keeps thin limbs sharp."""
     weight = 1 + 2 * F.interpolate(masks[:, None], scale_factor=8)
-    return ((out - target).pow(2) * weight).mean() + 0.05 * sum((a - b).abs().mean() for a, b in zip(_edges(out), _edges(target)))
+    return ((out - target).pow(2) * weight).mean() + 0.05 * sum(
+        (a - b).abs().mean() for a, b in zip(_edges(out), _edges(target))
+    )
 
 
 def _check(run, stage, decode):
@@ -58,7 +59,18 @@ def train_codec(run, args):
         return loss_of, lambda step: None, _check(run, "codec", decode)
 
     groups = [{"params": codec.parameters(), "weight_decay": 1e-3}]
-    descend(run, "codec", {"codec": codec, "norm": norm}, groups, args.codec_steps, args.codec_lr, args.codec_batch, args.seed, problem, 0.5)
+    descend(
+        run,
+        "codec",
+        {"codec": codec, "norm": norm},
+        groups,
+        args.codec_steps,
+        args.codec_lr,
+        args.codec_batch,
+        args.seed,
+        problem,
+        0.5,
+    )
     last, scale = codec.encoder[-1], (norm.running_var + norm.eps).rsqrt()
     with torch.no_grad():
         last.weight.mul_(scale.view(-1, 1, 1, 1))
@@ -70,7 +82,9 @@ def read_codec(path):
     """The `Codec` of a weights file, as it is. Raises as `model.read`."""
     tensors, _ = model.read(path)
     codec = Codec()
-    codec.load_state_dict({name.removeprefix("codec."): t.float() for name, t in tensors.items() if name.startswith("codec.")})
+    codec.load_state_dict(
+        {name.removeprefix("codec."): t.float() for name, t in tensors.items() if name.startswith("codec.")}
+    )
     return codec.eval().requires_grad_(False)
 
 
@@ -94,5 +108,16 @@ def train_decoder(run, args, codec):
         return loss_of, lambda step: None, _check(run, "decoder", lambda held: codec.decode(codec.encode(held)))
 
     groups, rate = [{"params": codec.decoder.parameters(), "weight_decay": 1e-3}], 0.5 * args.codec_lr
-    descend(run, "decoder", {"decoder": codec.decoder}, groups, args.decoder_steps, rate, args.codec_batch, args.seed, problem, 0.5)
+    descend(
+        run,
+        "decoder",
+        {"decoder": codec.decoder},
+        groups,
+        args.decoder_steps,
+        rate,
+        args.codec_batch,
+        args.seed,
+        problem,
+        0.5,
+    )
     return codec.requires_grad_(False)

@@ -6,13 +6,15 @@ import time
 import comfy.clip_model
 import comfy.ops
 import torch
+from baret.host import world as model
+from baret.world import scenes
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from common import HELD_OUT, descend, log, rendered, save, save_grid, to_input
 from torch import nn
 
-from world import model, scenes
-
-ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0).float()  # SD1.5's schedule
+ABAR = torch.cumprod(
+    1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0
+).float()  # SD1.5's schedule
 SNR = ABAR / (1 - ABAR)
 
 
@@ -27,10 +29,19 @@ def encode_set(run, args, codec):
         batch, pictures, _ = rendered(args.seed * 10**6 + 10 + start, 500)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             latents += [codec.encode(to_input(part)).half() for part in pictures.split(20)]
-        texts = [[scenes.caption(s, start * 8 + i * 8 + k, args.keep) for k in range(args.captions)] for i, s in enumerate(batch)]
+        texts = [
+            [scenes.caption(s, start * 8 + i * 8 + k, args.keep) for k in range(args.captions)]
+            for i, s in enumerate(batch)
+        ]
         tokens.append(torch.tensor([[words.window(t) for t in row] for row in texts], dtype=torch.uint8))
     data = {"latents": torch.cat(latents), "tokens": torch.cat(tokens)}
-    log(run, stage="encode", scenes=args.scenes, seconds=round(time.time() - started), std=round(data["latents"].float().std().item(), 3))
+    log(
+        run,
+        stage="encode",
+        scenes=args.scenes,
+        seconds=round(time.time() - started),
+        std=round(data["latents"].float().std().item(), 3),
+    )
     save(path, data)
     return data
 
@@ -69,7 +80,9 @@ class Net(nn.Module):
         nn.init.normal_(embeddings.token_embedding.weight, std=1.0)
         nn.init.normal_(embeddings.position_embedding.weight, std=0.3)
         for name, module in self.named_modules():
-            if name.endswith((".proj_out", ".out_layers.3", ".out_proj", ".fc2", "unet.out.2")):  # residual branches begin as nothing
+            if name.endswith(
+                (".proj_out", ".out_layers.3", ".out_proj", ".fc2", "unet.out.2")
+            ):  # residual branches begin as nothing
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
@@ -135,7 +148,9 @@ def train_unet(run, args, codec, data):
             return ((eps - target).pow(2).mean((1, 2, 3)) * weight).mean()
 
         def after(step):
-            torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - min(args.ema, (1 + step) / (10 + step)))
+            torch._foreach_lerp_(
+                list(ema.parameters()), list(net.parameters()), 1 - min(args.ema, (1 + step) / (10 + step))
+            )
 
         def check(step):
             save_grid(codec.decode(sample(ema, prompts, empty, 4.0)), run / f"samples-{step:05}.png")

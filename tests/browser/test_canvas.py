@@ -11,23 +11,32 @@ TTIS, BAM = "TTIS Inversion", "BAM Edit"
 
 def shorten(page, **values):
     """Set widgets of TTIS Inversion to numbers for a test."""
-    page.ask("for (const w of node('TTIS Inversion').widgets) if (w.name in argument) w.value = argument[w.name]", {"steps": 3, "iterations": 1, **values})
+    page.ask(
+        "for (const w of node('TTIS Inversion').widgets) if (w.name in argument) w.value = argument[w.name]",
+        {"steps": 3, "iterations": 1, **values},
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_opens_whole(page, name):
     """Every node is known, none lies over another, and what would be queued is what is committed for programs."""
     page.open_template(name)
-    assert page.ask("return app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)") == []
+    assert (
+        page.ask("return app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)") == []
+    )
     assert not page.page.get_by_test_id("missing-node-card").count()
-    boxes = page.ask("return app.graph.nodes.map(n => [n.title, ...n.boundingRect])")  # as large as the frontend makes them
+    boxes = page.ask(
+        "return app.graph.nodes.map(n => [n.title, ...n.boundingRect])"
+    )  # as large as the frontend makes them
     boxes = [(title, x, y, x + w, y + h) for title, x, y, w, h in boxes]
     for i, (title, *a) in enumerate(boxes):
-        for other, *b in boxes[i + 1:]:
+        for other, *b in boxes[i + 1 :]:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{title} lies over {other}"
     committed = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     queued = page.prompt()
-    assert {id: (n["class_type"], n["inputs"]) for id, n in queued.items()} == {id: (n["class_type"], n["inputs"]) for id, n in committed.items()}
+    assert {id: (n["class_type"], n["inputs"]) for id, n in queued.items()} == {
+        id: (n["class_type"], n["inputs"]) for id, n in committed.items()
+    }
 
 
 def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
@@ -39,10 +48,16 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
         page.ask("node('Your picture').widgets.find(w => w.type === 'button').callback()")
     chooser.value.set_files(tmp_path / "orange sky.png")
     page.wait("node('Your picture').widgets[0].value === 'orange sky.png'")
-    page.page.locator("textarea").filter(visible=True).and_(page.page.get_by_test_id("dom-widget-textarea")).first.fill("a red sky")
+    page.page.locator("textarea").filter(visible=True).and_(page.page.get_by_test_id("dom-widget-textarea")).first.fill(
+        "a red sky"
+    )
     assert page.ask("return node('Target text').widgets[0].value") == "a red sky"
-    page.ask("app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = argument", checkpoint.name)
-    page.ask("app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels').widgets.find(w => w.name === 'megapixels').value = 0.016")
+    page.ask(
+        "app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = argument", checkpoint.name
+    )
+    page.ask(
+        "app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels').widgets.find(w => w.name === 'megapixels').value = 0.016"
+    )
     shorten(page, steps=4)
 
     seen = page.ask("""
@@ -58,13 +73,23 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
     bar.get_by_text("Total:").wait_for()
     page.pictures("Edit")
     assert page.pictures("Before and after")[0][0] > 2 * 100
-    moved, previews, bars = page.ask("return [window.seen.progress, [...window.seen.previews].map(String), [...window.seen.bars]]")
+    moved, previews, bars = page.ask(
+        "return [window.seen.progress, [...window.seen.previews].map(String), [...window.seen.bars]]"
+    )
     assert {TTIS, BAM} <= set(bars)
     for title in (TTIS, BAM):
-        assert moved[seen[title]] == sorted(moved[seen[title]]) and len(moved[seen[title]]) >= 4 and moved[seen[title]][-1] == 1
+        assert (
+            moved[seen[title]] == sorted(moved[seen[title]])
+            and len(moved[seen[title]]) >= 4
+            and moved[seen[title]][-1] == 1
+        )
         assert seen[title] in previews
-    (queued,) = page.ask("return Object.values(await (await fetch('/api/history?max_items=1')).json()).map(entry => entry.prompt[2])")
-    assert {"orange sky.png", "a red sky"} <= {value for node in queued.values() for value in node["inputs"].values() if isinstance(value, str)}
+    (queued,) = page.ask(
+        "return Object.values(await (await fetch('/api/history?max_items=1')).json()).map(entry => entry.prompt[2])"
+    )
+    assert {"orange sky.png", "a red sky"} <= {
+        value for node in queued.values() for value in node["inputs"].values() if isinstance(value, str)
+    }
 
 
 def test_a_broken_link_is_said(page):
@@ -94,7 +119,16 @@ def test_the_blueprint_is_an_edit_in_one_node(page):
     page.page.mouse.click(*page.middle())
     page.wait("node('BARET Edit')")
     assert page.ask("return node('BARET Edit').widgets.map(w => [w.name, w.value])") == [
-        ["text", ""], ["eta_start", 0.8], ["eta_end", 0.1], ["tau_sa", 0.3], ["tau_ca", 0.6], ["cfg", 7.5], ["steps", 50], ["iterations", 1], ["megapixels", 0.25]]
+        ["text", ""],
+        ["eta_start", 0.8],
+        ["eta_end", 0.1],
+        ["tau_sa", 0.3],
+        ["tau_ca", 0.6],
+        ["cfg", 7.5],
+        ["steps", 50],
+        ["iterations", 1],
+        ["megapixels", 0.25],
+    ]
     page.ask("""
         const add = type => { const added = LiteGraph.createNode(type); app.graph.add(added); return added };
         const edit = node('BARET Edit'), loader = add('BaretWorldLoader'), scene = add('BaretWorldScene');

@@ -55,8 +55,16 @@ def test_the_help_panel_shows_the_page(page):
 def test_the_nodes_speak_chinese(in_chinese):
     page = in_chinese
     page.open_template("baret_edit")
-    assert page.ask("return app.graph.nodes.filter(n => n.type.startsWith('Baret')).map(n => n.getTitle())") == ["加载绘图世界", "Your picture", "TTIS 反演", "过渡嵌入", "BAM 编辑"]
-    labels = page.ask("return [...node('BAM 编辑').inputs, ...node('BAM 编辑').widgets].map(i => i.label ?? i.localized_name)")
+    assert page.ask("return app.graph.nodes.filter(n => n.type.startsWith('Baret')).map(n => n.getTitle())") == [
+        "加载绘图世界",
+        "Your picture",
+        "TTIS 反演",
+        "过渡嵌入",
+        "BAM 编辑",
+    ]
+    labels = page.ask(
+        "return [...node('BAM 编辑').inputs, ...node('BAM 编辑').widgets].map(i => i.label ?? i.localized_name)"
+    )
     assert {"模型", "轨迹", "嵌入", "tau_sa", "最大分辨率"} <= set(labels)
     text = open_help(page, "TTIS 反演").inner_text()
     assert text.startswith("TTIS 反演") and "learning_rate" in text

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from baret_ops.attention import Sharing
 
 B, L, S, D = 2, 5, 3, 8

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from baret_ops.auto_mask import auto_mask
-from baret_ops.bam import Edits, advance, bam
-from baret_ops.sampling import injected_steps
+
+from baret_ops.edits.auto_mask import auto_mask
+from baret_ops.edits.bam import Edits, advance, bam
+from baret_ops.edits.sampling import injected_steps
 from baret_ops.schedule import make_schedule
 from baret_ops.values import Embeddings, ModelFamily, Trajectory
 
@@ -91,7 +92,9 @@ def inversion(eta, negatives=()):
 def test_is_the_plain_way(eta, taus, both, masked):
     trajectory, embeddings = inversion(eta)
     mask = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4) if masked else None
-    got = bam(Network(), trajectory, embeddings, guidance_scale=W, tau_sa=taus[0], tau_ca=taus[1], uncond_too=both, mask=mask)
+    got = bam(
+        Network(), trajectory, embeddings, guidance_scale=W, tau_sa=taus[0], tau_ca=taus[1], uncond_too=both, mask=mask
+    )
     torch.testing.assert_close(got, plain(trajectory, embeddings, *taus, both, mask), rtol=1e-6, atol=1e-6)
 
 
@@ -120,7 +123,10 @@ def test_a_hard_mask_keeps_the_last_pivot_to_the_bit():
     mask[..., 2:] = 1.0
     got = bam(Network(), trajectory, embeddings, guidance_scale=W, mask=mask)
     assert torch.equal(got[..., :2], trajectory.pivots[-1][..., :2])
-    assert torch.equal(bam(Network(), trajectory, embeddings, guidance_scale=W, mask=torch.ones_like(mask)), bam(Network(), trajectory, embeddings, guidance_scale=W))
+    assert torch.equal(
+        bam(Network(), trajectory, embeddings, guidance_scale=W, mask=torch.ones_like(mask)),
+        bam(Network(), trajectory, embeddings, guidance_scale=W),
+    )
 
 
 class TestAutoMask:
@@ -130,20 +136,31 @@ class TestAutoMask:
     def where_text_acts(x, sigma, *, cond=None, uncond=None, sharing=None, hooks=None):
         """A network in whose last three columns alone the text matters; in pictures of seven rows in all but the first."""
         acts = (torch.arange(8) >= (1 if x.shape[-2] == 7 else 5)).to(x)
-        return tuple(None if e is None else torch.tanh(x) + acts * e.mean((1, 2))[:, None, None, None] for e in (cond, uncond))
+        return tuple(
+            None if e is None else torch.tanh(x) + acts * e.mean((1, 2))[:, None, None, None] for e in (cond, uncond)
+        )
 
     def inverted(self, asked, rows=8):
         """Two images of ``rows`` x8 cells; the first's tuned text is the target, the second's lies ``asked`` away."""
         schedule = make_schedule(torch.linspace(0.03, 8.0, 1000, dtype=torch.float64), STEPS)
         latents = [torch.randn(B, 2, rows, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)]
-        target, negative = torch.ones(B, TOKENS, WIDTH, dtype=torch.float64), torch.zeros(B, TOKENS, WIDTH, dtype=torch.float64)
+        target, negative = (
+            torch.ones(B, TOKENS, WIDTH, dtype=torch.float64),
+            torch.zeros(B, TOKENS, WIDTH, dtype=torch.float64),
+        )
         tuned = (target - torch.tensor([0.0, asked], dtype=torch.float64)[:, None, None]).expand(STEPS, -1, -1, -1)
         for i in range(STEPS):
             sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
             x = latents[-1] * schedule.scale(i)
             cond, uncond = self.where_text_acts(x, sigma, cond=tuned[i], uncond=negative)
             latents.append((x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1))
-        trajectory = Trajectory(torch.randn(STEPS + 1, B, 2, rows, 8, dtype=torch.float64), torch.stack(latents), schedule, W, ModelFamily("epsilon", 2, WIDTH, 8.0, 1.0))
+        trajectory = Trajectory(
+            torch.randn(STEPS + 1, B, 2, rows, 8, dtype=torch.float64),
+            torch.stack(latents),
+            schedule,
+            W,
+            ModelFamily("epsilon", 2, WIDTH, 8.0, 1.0),
+        )
         zeros = torch.zeros(STEPS, B)
         return trajectory, Embeddings(tuned, target, negative, torch.ones(STEPS), zeros, zeros.long())
 
@@ -164,9 +181,18 @@ class TestAutoMask:
         trajectory, embeddings = self.inverted(0.9)
         free = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0)
         got = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0, auto_mask=0.1)
-        assert torch.equal(got[0], trajectory.pivots[-1][0]) and torch.equal(got[1, ..., :4], trajectory.pivots[-1][1, ..., :4])
+        assert torch.equal(got[0], trajectory.pivots[-1][0]) and torch.equal(
+            got[1, ..., :4], trajectory.pivots[-1][1, ..., :4]
+        )
         torch.testing.assert_close(got[1, ..., 6:], free[1, ..., 6:])
-        none = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, auto_mask=0.1, mask=torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+        none = bam(
+            self.where_text_acts,
+            trajectory,
+            embeddings,
+            guidance_scale=W,
+            auto_mask=0.1,
+            mask=torch.zeros(1, 1, 8, 8, dtype=torch.float64),
+        )
         assert torch.equal(none, trajectory.pivots[-1])
 
 
@@ -187,11 +213,17 @@ class TestManyEdits:
         many = [advance(Network(), trajectory, [edits], range(halt, STEPS), **how)[0] for edits in many]
         for eta, edits in zip(self.ETAS, many):
             for taus, got in zip(self.TAUS, edits.results()):
-                torch.testing.assert_close(got, bam(Network(), trajectory, embeddings.with_transition(*eta), tau_sa=taus[0], tau_ca=taus[1], **how))
+                torch.testing.assert_close(
+                    got,
+                    bam(Network(), trajectory, embeddings.with_transition(*eta), tau_sa=taus[0], tau_ca=taus[1], **how),
+                )
 
     def test_what_is_common_runs_once(self):
         trajectory, embeddings = inversion((0.8, 0.1))
-        many = [Edits.begin(trajectory, embeddings.with_transition(*eta), [(0.25, 0.5), (0.5, 0.5)]) for eta in ((0.8, 0.1), (0.6, 0.1))]
+        many = [
+            Edits.begin(trajectory, embeddings.with_transition(*eta), [(0.25, 0.5), (0.5, 0.5)])
+            for eta in ((0.8, 0.1), (0.6, 0.1))
+        ]
         network = Network()
         advance(network, trajectory, many, range(STEPS), guidance_scale=W)
         # One reconstruction for half of the steps; for each eta a transition for half of them, and edits that are one for a quarter.
@@ -202,7 +234,13 @@ class TestManyEdits:
         seen = []
         for each, guided in ((embeddings, 2), (embeddings.with_transition(1.0, 1.0), 1)):
             network = Network()
-            got = bam(network, trajectory, each, guidance_scale=W, watch=lambda step, places: seen.append((step, *places.values())))
+            got = bam(
+                network,
+                trajectory,
+                each,
+                guidance_scale=W,
+                watch=lambda step, places: seen.append((step, *places.values())),
+            )
             torch.testing.assert_close(got, bam(Network(), trajectory, each, guidance_scale=W))
             assert network.rows == B * STEPS * (2 * guided + 1)
             assert seen == [(step, guided, 1) for step in range(STEPS)]

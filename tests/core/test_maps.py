@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from baret_ops import maps
 from baret_ops.attention import Site
-from torch.utils._python_dispatch import TorchDispatchMode
 
 R, HEADS, D, T, GRID = 3, 2, 4, 5, (4, 6)
 L = GRID[0] * GRID[1]
@@ -54,7 +55,9 @@ def test_sums_over_blocks_of_other_grids(qk):
     sums.add(coarse, k, HEADS, torch.eye(T), (2, 3))
     mean = sums.mean()
     assert mean.shape == (R, T, *GRID)
-    small = torch.nn.functional.interpolate(explicit(coarse, k).transpose(1, 2).unflatten(2, (2, 3)), size=GRID, mode="bilinear")
+    small = torch.nn.functional.interpolate(
+        explicit(coarse, k).transpose(1, 2).unflatten(2, (2, 3)), size=GRID, mode="bilinear"
+    )
     torch.testing.assert_close(mean, (explicit(q, k).transpose(1, 2).unflatten(2, GRID) + small) / 2)
     torch.testing.assert_close(mean.sum(1), torch.ones(R, *GRID)), "each place spreads its attention over all tokens"
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from baret_ops.metrics import clip_score, psnr, ssim
 
 
@@ -26,8 +27,14 @@ def ssim_written_out(a, b, where=None):
             for c in range(a.shape[2]):
                 p, q = (t[y - 5 : y + 6, x - 5 : x + 6, c].double() for t in (a, b))
                 mp, mq = (gauss * p).sum(), (gauss * q).sum()
-                vp, vq, cov = (gauss * (p - mp) ** 2).sum(), (gauss * (q - mq) ** 2).sum(), (gauss * (p - mp) * (q - mq)).sum()
-                here += (2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)) / a.shape[2]
+                vp, vq, cov = (
+                    (gauss * (p - mp) ** 2).sum(),
+                    (gauss * (q - mq) ** 2).sum(),
+                    (gauss * (p - mp) * (q - mq)).sum(),
+                )
+                here += (
+                    (2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)) / a.shape[2]
+                )
             values.append(here)
             weights.append(1.0 if where is None else where[y, x])
     return sum(w * v for w, v in zip(weights, values)) / sum(weights)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from baret_ops.prompt_to_prompt import CrossEdit, LocalBlend, refine, replace
+
+from baret_ops.edits.prompt_to_prompt import CrossEdit, LocalBlend, refine, replace
 from baret_ops.prompts import Tokens
 
 
@@ -57,7 +58,11 @@ def test_texts_of_several_windows():
 
 
 def test_shares_end_word_by_word():
-    cross = CrossEdit(refine(tokens("ab", 5), tokens("axb", 5)), torch.tensor([0.5, 0.5, 0.5, 1.0, 0.0]), torch.tensor([1.0, 1.0, 3.0, 2.0, 1.0]))
+    cross = CrossEdit(
+        refine(tokens("ab", 5), tokens("axb", 5)),
+        torch.tensor([0.5, 0.5, 0.5, 1.0, 0.0]),
+        torch.tensor([1.0, 1.0, 3.0, 2.0, 1.0]),
+    )
     lent, own = cross.at(0, 10)
     assert lent.sum(0).tolist() == [1, 1, 0, 2, 0] and own.tolist() == [0, 0, 3, 0, 1]
     lent, own = cross.at(5, 10)
@@ -75,4 +80,6 @@ def test_local_blend_marks_what_either_looks_at():
     wanted = torch.zeros(8, 8, dtype=torch.bool)
     wanted[1:4, 0:3] = wanted[1:4, 5:8] = True
     assert torch.equal(mask, wanted)
-    assert not LocalBlend(None, None).mask(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), (8, 8)).any(), "words that nothing looks at"
+    assert not LocalBlend(None, None).mask(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), (8, 8)).any(), (
+        "words that nothing looks at"
+    )

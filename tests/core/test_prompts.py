@@ -1,6 +1,7 @@
 """Alignment of token sequences against hand-made cases."""
 
 import pytest
+
 from baret_ops.prompts import Tokens, align
 
 
@@ -15,7 +16,11 @@ from baret_ops.prompts import Tokens, align
         ("abc", "xabcx", [None, 0, 1, 2, None]),  # at both ends
         ("abc", "bca", [1, 2, None]),  # what has moved is new at one of its places
         ("aab", "ab", [0, 2]),
-        ("the cat sat", "the big cat sat on it", [0, 1, 2, 3, None, None, None, None, 4, 5, 6, 7, 8, 9, 10] + [None] * 6),
+        (
+            "the cat sat",
+            "the big cat sat on it",
+            [0, 1, 2, 3, None, None, None, None, 4, 5, 6, 7, 8, 9, 10] + [None] * 6,
+        ),
         ("", "ab", [None, None]),
         ("ab", "", []),
     ],

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from baret_ops.inversion import ddim_inversion
+
+from baret_ops.inversions.tuning import ddim_inversion
 from baret_ops.schedule import Schedule, ddim_step, make_schedule
 
 diffusers = pytest.importorskip("diffusers", reason="dev/test.py installs it")
-SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+SD15 = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 
 def alphas64():

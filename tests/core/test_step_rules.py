@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from baret_ops.step_rules import Adam, Secant, SecantMemory, Step
+
+from baret_ops.inversions.step_rules import Adam, Secant, SecantMemory, Step
 
 SHAPE = (4, 6, 6)
 RULES = {"secant": Secant(), "secant_memory": SecantMemory()}
@@ -16,7 +17,13 @@ def random(*shape, seed=0):
 def make_step(predict, images=1, iterations=1, threshold=0.0, goal=None, seed=1):
     """A step whose guided noise is ``predict(e)``, from ``[A,3,8]`` to ``[A,144]``."""
     rows = lambda e, _: predict(e.flatten(1)).view(len(e), *SHAPE)  # noqa: E731
-    return Step(rows, random(images, *SHAPE, seed=seed) if goal is None else goal, weight=0.5, threshold=threshold, iterations=iterations)
+    return Step(
+        rows,
+        random(images, *SHAPE, seed=seed) if goal is None else goal,
+        weight=0.5,
+        threshold=threshold,
+        iterations=iterations,
+    )
 
 
 def losses_at(step, embedding):

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from baret_ops.schedule import make_schedule
 from baret_ops.storage import load_inversion, save_inversion
 from baret_ops.values import Embeddings, ModelFamily, Trajectory
-from safetensors.torch import load_file, save_file
 
 STEPS, IMAGES = 4, 2
 
@@ -21,7 +22,14 @@ def inversion():
     latents = torch.randn(2, STEPS + 1, IMAGES, 4, 3, 5, generator=generator)
     tuned = torch.randn(STEPS, IMAGES, 6, 8, generator=generator)
     trajectory = Trajectory(latents[0], latents[1], schedule, 7.5, ModelFamily("epsilon", 4, 8, 14.6, 0.18215))
-    embeddings = Embeddings(tuned, tuned[0], tuned[1, :, :3], torch.linspace(0.8, 0.1, STEPS), torch.rand(STEPS, IMAGES), torch.ones(STEPS, IMAGES, dtype=torch.int64))
+    embeddings = Embeddings(
+        tuned,
+        tuned[0],
+        tuned[1, :, :3],
+        torch.linspace(0.8, 0.1, STEPS),
+        torch.rand(STEPS, IMAGES),
+        torch.ones(STEPS, IMAGES, dtype=torch.int64),
+    )
     return trajectory, embeddings
 
 
@@ -76,7 +84,15 @@ def test_a_negative_of_each_step_comes_back(inversion, tmp_path):
 
 def test_names_what_a_file_cannot_hold(inversion, tmp_path):
     path = tmp_path / "controlled.safetensors"
-    save_inversion(path, inversion[0], replace(inversion[1], positive_options={"control": object(), "hooks": 1, "pooled_output": None}, negative_options={"control": object()}))
+    save_inversion(
+        path,
+        inversion[0],
+        replace(
+            inversion[1],
+            positive_options={"control": object(), "hooks": 1, "pooled_output": None},
+            negative_options={"control": object()},
+        ),
+    )
     for _ in range(2):  # saved again it still says so
         trajectory, embeddings = load_inversion(path)
         assert (embeddings.missing_positive, embeddings.missing_negative) == (("control", "hooks"), ("control",))
@@ -123,7 +139,20 @@ def put(key, value):
         (None, put("version", 99), "format version 99 and this pack reads version 1"),
         (None, put("format", "lora"), "not an inversion of this pack"),
         (None, put("family", {"prediction": "epsilon"}), "not a whole inversion"),
-        (None, put("family", {"prediction": "epsilon", "latent_channels": 4, "context_dim": 9, "sigma_max": 14.6, "latent_scale": 1.0}), "9-wide text"),
+        (
+            None,
+            put(
+                "family",
+                {
+                    "prediction": "epsilon",
+                    "latent_channels": 4,
+                    "context_dim": 9,
+                    "sigma_max": 14.6,
+                    "latent_scale": 1.0,
+                },
+            ),
+            "9-wide text",
+        ),
         (None, put("timesteps", [1]), "not a whole inversion"),
         (None, put("timesteps", "x" * 9), "not a whole inversion"),
         (None, remove("guidance_scale"), "not a whole inversion"),

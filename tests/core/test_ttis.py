@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from baret_ops.sampling import injected_steps
-from baret_ops.inversion import NotFinite, StopRule, ddim_inversion, ttis
+
+from baret_ops.edits.sampling import injected_steps
+from baret_ops.inversions.step_rules import Adam, Secant, SecantMemory
+from baret_ops.inversions.tuning import NotFinite, StopRule, ddim_inversion, ttis
 from baret_ops.schedule import make_schedule
-from baret_ops.step_rules import Adam, Secant, SecantMemory
 from baret_ops.transition import blend, eta_schedule
 
 STEPS, IMAGES, TOKENS, WIDTH = 5, 2, 3, 4
@@ -53,7 +54,12 @@ def problem(schedule):
 
 
 def tune(network, problem, schedule, **changes):
-    return ttis(network, *problem, schedule, **{"guidance_scale": 7.5, "rule": Adam(0.05), "iterations": 4, "stop": StopRule(0.0, 0.0), **changes})
+    return ttis(
+        network,
+        *problem,
+        schedule,
+        **{"guidance_scale": 7.5, "rule": Adam(0.05), "iterations": 4, "stop": StopRule(0.0, 0.0), **changes},
+    )
 
 
 def test_inversion_costs_one_row_a_step(schedule):
@@ -69,7 +75,9 @@ RULES = {"adam": Adam(0.05), "secant": Secant(), "secant_memory": SecantMemory()
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
-@pytest.mark.parametrize("rule, forwards", [(RULES["adam"], 1), (RULES["secant"], 1), (RULES["secant_memory"], 2)], ids=RULES)
+@pytest.mark.parametrize(
+    "rule, forwards", [(RULES["adam"], 1), (RULES["secant"], 1), (RULES["secant_memory"], 2)], ids=RULES
+)
 def test_cost_is_one_uncond_and_one_cond_and_an_updates_forwards(problem, schedule, rule, forwards):
     untuned = tune(Network(), problem, schedule, iterations=0)
     for stop in (StopRule(0.0, 0.0), StopRule(float(untuned.losses[2].mean()), 0.0)):
@@ -93,7 +101,9 @@ def test_saved_embedding_is_the_one_that_made_the_latent(problem, schedule, rule
         cond, uncond = network(x, sigma, cond=found.embeddings[i], uncond=negative)
         z = (x + (sigma_next - sigma) * (uncond + 7.5 * (cond - uncond))) / schedule.scale(i + 1)
         torch.testing.assert_close(z, found.latents[i + 1], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close((z - pivots[i + 1]).square().flatten(1).mean(1), found.losses[i], rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(
+            (z - pivots[i + 1]).square().flatten(1).mean(1), found.losses[i], rtol=1e-4, atol=1e-9
+        )
 
 
 def test_adam_is_the_papers_loop(problem, schedule):
@@ -141,7 +151,9 @@ def test_gradient_is_that_of_finite_differences(problem, schedule):
             for place in ((0, 0, 0), (1, 1, 3), (1, 2, 2)):
                 nudge = torch.zeros_like(embedding)
                 nudge[place] = 1e-6
-                assert float(gradient[place]) == pytest.approx(float(loss(embedding + nudge) - loss(embedding - nudge)) / 2e-6, rel=1e-5)
+                assert float(gradient[place]) == pytest.approx(
+                    float(loss(embedding + nudge) - loss(embedding - nudge)) / 2e-6, rel=1e-5
+                )
                 Checks.checked += 1
             return super().__call__(step, embedding, memory)
 
@@ -163,7 +175,7 @@ class ThroughHalf(torch.autograd.Function):
 
 def test_float16_on_the_way_back_loses_nothing(schedule, monkeypatch):
     """A network whose gradients pass through float16, at an error well below the default threshold: Adam gets the float64 gradient."""
-    import baret_ops.step_rules
+    import baret_ops.inversions.step_rules
 
     recorded = []
 
@@ -172,7 +184,7 @@ def test_float16_on_the_way_back_loses_nothing(schedule, monkeypatch):
             recorded.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]))
             super().step()
 
-    monkeypatch.setattr(baret_ops.step_rules.torch.optim, "Adam", Recording)
+    monkeypatch.setattr(baret_ops.inversions.step_rules.torch.optim, "Adam", Recording)
     generator = torch.Generator().manual_seed(2)
     of_text = torch.randn(TOKENS * WIDTH, 4 * 64 * 64, generator=generator) * 1e-2
 
@@ -186,11 +198,23 @@ def test_float16_on_the_way_back_loses_nothing(schedule, monkeypatch):
     network = Half()
     network.half = False
     pivots = ddim_inversion(network, latent, target, schedule)
-    pivots[1] = ttis(network, pivots, target, negative, schedule, guidance_scale=7.5, rule=Adam(), iterations=0).latents[1] + 1e-4 * torch.randn(latent.shape, generator=generator)
+    pivots[1] = ttis(
+        network, pivots, target, negative, schedule, guidance_scale=7.5, rule=Adam(), iterations=0
+    ).latents[1] + 1e-4 * torch.randn(latent.shape, generator=generator)
     for half in (True, False):
         network.half = half
         recorded.clear()
-        ttis(network, pivots, target, negative, schedule, guidance_scale=7.5, rule=Adam(), iterations=1, stop=StopRule(0.0, 0.0))
+        ttis(
+            network,
+            pivots,
+            target,
+            negative,
+            schedule,
+            guidance_scale=7.5,
+            rule=Adam(),
+            iterations=1,
+            stop=StopRule(0.0, 0.0),
+        )
         if half:
             through_half = recorded[0]
     assert (through_half - recorded[0]).norm() < 0.01 * recorded[0].norm()
@@ -207,7 +231,9 @@ def test_float16_on_the_way_back_loses_nothing(schedule, monkeypatch):
 @every_rule
 @pytest.mark.parametrize("skip_finished", [True, False])
 def test_each_image_is_a_problem_of_its_own(problem, schedule, skip_finished, rule):
-    pivots, target, negative = (value.double() for value in problem)  # in float32 a rule may turn rounding noise into another path
+    pivots, target, negative = (
+        value.double() for value in problem
+    )  # in float32 a rule may turn rounding noise into another path
     problem, network = (pivots, target, negative), Network(torch.float64)
     stop = StopRule(float(tune(network, problem, schedule, iterations=0).losses[2].mean()), 0.0)
     together = tune(network, problem, schedule, stop=stop, skip_finished=skip_finished, rule=rule)
@@ -251,7 +277,10 @@ def test_eta_falls_linearly():
             eta_schedule(*bad, 5)
 
 
-@pytest.mark.parametrize("tau, steps, wanted", [(0.3, 50, 15), (0.6, 50, 30), (0.25, 10, 3), (0.0, 50, 0), (1.0, 7, 7), (0.05, 10, 1), (0.04, 10, 0)])
+@pytest.mark.parametrize(
+    "tau, steps, wanted",
+    [(0.3, 50, 15), (0.6, 50, 30), (0.25, 10, 3), (0.0, 50, 0), (1.0, 7, 7), (0.05, 10, 1), (0.04, 10, 0)],
+)
 def test_injected_steps_round_half_up(tau, steps, wanted):
     assert injected_steps(tau, steps) == wanted
 

@@ -11,7 +11,18 @@ STEPS = 4
 @pytest.fixture
 def invert(execute, model, text, picture):
     def call(**inputs):
-        return execute("BaretTTISInversion", **{"model": model, "positive": text(1), "negative": text(2), "latent": picture(), "steps": STEPS, "iterations": 1, **inputs})
+        return execute(
+            "BaretTTISInversion",
+            **{
+                "model": model,
+                "positive": text(1),
+                "negative": text(2),
+                "latent": picture(),
+                "steps": STEPS,
+                "iterations": 1,
+                **inputs,
+            },
+        )
 
     return call
 
@@ -50,14 +61,24 @@ def test_a_model_that_is_no_unet(invert, make_model):
 
 def test_a_model_without_cross_attention(invert, make_model):
     with refused("without cross-attention to one text"):
-        invert(model=make_model(transformer_depth=[0, 0], transformer_depth_middle=-1, transformer_depth_output=[0, 0, 0, 0]))
+        invert(
+            model=make_model(
+                transformer_depth=[0, 0], transformer_depth_middle=-1, transformer_depth_output=[0, 0, 0, 0]
+            )
+        )
 
 
 def test_a_model_with_another_sampling(invert, model):
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 
-    for patched in (ModelSamplingContinuousEDM().patch(model, "eps", 120.0, 0.002), ModelSamplingDiscrete().patch(model, "x0", False), ModelSamplingDiscrete().patch(model, "lcm", False)):
-        with refused("the model samples by .*; a discrete schedule with epsilon or v prediction fits: remove the sampling patch"):
+    for patched in (
+        ModelSamplingContinuousEDM().patch(model, "eps", 120.0, 0.002),
+        ModelSamplingDiscrete().patch(model, "x0", False),
+        ModelSamplingDiscrete().patch(model, "lcm", False),
+    ):
+        with refused(
+            "the model samples by .*; a discrete schedule with epsilon or v prediction fits: remove the sampling patch"
+        ):
             invert(model=patched[0])
 
 
@@ -65,11 +86,17 @@ def test_a_model_with_another_sampling(invert, model):
     "conditioning, sentence",
     [
         (lambda text: [], "positive is an empty conditioning; connect a CLIP Text Encode"),
-        (lambda text: text(1) + text(2), r"positive carries 2 prompts for 1 image\(s\).*remove Conditioning \(Combine\)"),
+        (
+            lambda text: text(1) + text(2),
+            r"positive carries 2 prompts for 1 image\(s\).*remove Conditioning \(Combine\)",
+        ),
         (lambda text: text(1, area=(4, 4, 0, 0)), "positive is limited to an area"),
         (lambda text: text(1, mask=torch.ones(1, 8, 8), mask_strength=1.0), "positive is limited to a mask"),
         (lambda text: text(1, start_percent=0.0, end_percent=0.5), "positive is limited to a timestep range"),
-        (lambda text: text(1, width=32), "positive is 32 wide and the model's text is 24 wide; encode it with the CLIP of the same checkpoint"),
+        (
+            lambda text: text(1, width=32),
+            "positive is 32 wide and the model's text is 24 wide; encode it with the CLIP of the same checkpoint",
+        ),
         (lambda text: text(1, rows=3), r"positive holds 3 embeddings for 1 image\(s\)"),
         (lambda text: [[text(1)[0][0] * float("nan"), {}]], "positive holds NaN"),
         (lambda text: [[None, {}]], "positive carries no text embedding"),
@@ -129,8 +156,13 @@ def test_trajectory_and_embeddings_of_different_inversions(invert, edit, execute
     pair = invert(latent=picture(images=2))
     wide = make_model(context_dim=32)
     other = invert(model=wide, positive=text(1, width=32), negative=text(2, width=32))
-    for call, node in ((edit, "BAM Edit"), (lambda t, e: execute("BaretToSampler", trajectory=t, embeddings=e), "Embeddings to Sampler")):
-        with refused(f"{node}: the trajectory has 4 steps and the embeddings have 5; connect both from the same TTIS Inversion"):
+    for call, node in (
+        (edit, "BAM Edit"),
+        (lambda t, e: execute("BaretToSampler", trajectory=t, embeddings=e), "Embeddings to Sampler"),
+    ):
+        with refused(
+            f"{node}: the trajectory has 4 steps and the embeddings have 5; connect both from the same TTIS Inversion"
+        ):
             call(trajectory, longer[1])
         with refused(f"{node}: the trajectory holds 1 image.* and the embeddings are for 2"):
             call(trajectory, pair[1])
@@ -143,7 +175,9 @@ def test_trajectory_and_embeddings_of_different_inversions(invert, edit, execute
 def test_a_trajectory_of_another_model(invert, edit, make_model, model):
     trajectory, embeddings, _ = invert()
     for other in (make_model(context_dim=32), make_model(v_prediction=True)):
-        with refused("BAM Edit: the trajectory was made on an epsilon model .* and the model is an .*; use a model of the same family, or invert again"):
+        with refused(
+            "BAM Edit: the trajectory was made on an epsilon model .* and the model is an .*; use a model of the same family, or invert again"
+        ):
             edit(trajectory, embeddings, model=other)
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
@@ -151,7 +185,10 @@ def test_a_trajectory_of_another_model(invert, edit, make_model, model):
     with refused("BAM Edit: the trajectory was made on an epsilon model"):
         edit(trajectory, embeddings, model=zsnr)
     with refused("the trajectory's noise levels are not those of this model's schedule"):
-        edit(replace(trajectory, schedule=replace(trajectory.schedule, sigmas=trajectory.schedule.sigmas * 1.001)), embeddings)
+        edit(
+            replace(trajectory, schedule=replace(trajectory.schedule, sigmas=trajectory.schedule.sigmas * 1.001)),
+            embeddings,
+        )
 
 
 def test_masks_that_are_not_one_per_image(invert, edit):
@@ -171,7 +208,11 @@ def test_a_patch_that_changes_the_batch(invert, edit, model):
 def test_nan_in_the_edit_says_where(invert, edit, model):
     trajectory, embeddings, _ = invert()
     broken = model.clone()
-    broken.set_model_unet_function_wrapper(lambda apply, args: apply(args["input"], args["timestep"], **args["c"]) * (float("nan") if args["timestep"][0] < 1 else 1.0))
+    broken.set_model_unet_function_wrapper(
+        lambda apply, args: (
+            apply(args["input"], args["timestep"], **args["c"]) * (float("nan") if args["timestep"][0] < 1 else 1.0)
+        )
+    )
     with refused(r"BAM Edit: NaN or infinity appeared in the sampling at step \d of 4 \(time \d+\)", RuntimeError):
         edit(trajectory, embeddings, model=broken)
 
@@ -183,25 +224,39 @@ class TestFiles:
         execute("BaretSaveInversion", trajectory=trajectory, embeddings=moving, filename_prefix="mine/run")
         assert (host.base / "output" / "mine" / "run_00001_.safetensors").is_file()
         execute("BaretSaveInversion", trajectory=trajectory, embeddings=moving, filename_prefix="mine/run")
-        assert (host.base / "output" / "mine" / "run_00002_.safetensors").is_file(), "an earlier file is never written over"
+        assert (host.base / "output" / "mine" / "run_00002_.safetensors").is_file(), (
+            "an earlier file is never written over"
+        )
         loaded = execute("BaretLoadInversion", file="mine/run_00001_.safetensors [output]")
         assert torch.equal(edit(*loaded)[0]["samples"], edit(trajectory, moving)[0]["samples"])
 
     def test_the_list_names_what_can_be_loaded(self, invert, execute, host, pack):
         trajectory, embeddings, _ = invert()
         execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="listed")
-        (host.base / "input" / "given.safetensors").write_bytes((host.base / "output" / "listed_00001_.safetensors").read_bytes())
+        (host.base / "input" / "given.safetensors").write_bytes(
+            (host.base / "output" / "listed_00001_.safetensors").read_bytes()
+        )
         options = pack.nodes["BaretLoadInversion"].define_schema().inputs[0].options
         assert {"given.safetensors", "listed_00001_.safetensors [output]"} <= set(options)
         for name in ("given.safetensors", "listed_00001_.safetensors [output]"):
             assert pack.nodes["BaretLoadInversion"].validate_inputs(file=name) is True
             execute("BaretLoadInversion", file=name)
         before = pack.nodes["BaretLoadInversion"].fingerprint_inputs(file="given.safetensors")
-        execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings.with_transition(0.5, 0.5), filename_prefix="listed")
+        execute(
+            "BaretSaveInversion",
+            trajectory=trajectory,
+            embeddings=embeddings.with_transition(0.5, 0.5),
+            filename_prefix="listed",
+        )
         (host.base / "output" / "listed_00002_.safetensors").replace(host.base / "input" / "given.safetensors")
-        assert pack.nodes["BaretLoadInversion"].fingerprint_inputs(file="given.safetensors") != before, "a file written anew is read anew"
+        assert pack.nodes["BaretLoadInversion"].fingerprint_inputs(file="given.safetensors") != before, (
+            "a file written anew is read anew"
+        )
 
-    @pytest.mark.parametrize("name", ["../secret.safetensors", "../../etc/passwd", "/etc/passwd", "a/../../b.safetensors [output]", "picture.png"])
+    @pytest.mark.parametrize(
+        "name",
+        ["../secret.safetensors", "../../etc/passwd", "/etc/passwd", "a/../../b.safetensors [output]", "picture.png"],
+    )
     def test_a_name_that_leaves_the_folder(self, pack, host, name):
         (host.base / "secret.safetensors").write_bytes(b"x")
         answer = pack.nodes["BaretLoadInversion"].validate_inputs(file=name)
@@ -213,7 +268,9 @@ class TestFiles:
             execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="../../out")
 
     def test_a_file_that_is_not_there(self, pack):
-        assert "does not exist; choose one from the list" in pack.nodes["BaretLoadInversion"].validate_inputs(file="gone.safetensors")
+        assert "does not exist; choose one from the list" in pack.nodes["BaretLoadInversion"].validate_inputs(
+            file="gone.safetensors"
+        )
 
     def test_a_truncated_file(self, invert, execute, host):
         trajectory, embeddings, _ = invert()
@@ -225,9 +282,16 @@ class TestFiles:
 
     def test_an_inversion_with_a_controlnet_asks_for_it(self, invert, edit, execute, text, host):
         trajectory, embeddings, _ = invert()
-        execute("BaretSaveInversion", trajectory=trajectory, embeddings=replace(embeddings, positive_options={"control": object()}), filename_prefix="controlled")
+        execute(
+            "BaretSaveInversion",
+            trajectory=trajectory,
+            embeddings=replace(embeddings, positive_options={"control": object()}),
+            filename_prefix="controlled",
+        )
         trajectory, embeddings = execute("BaretLoadInversion", file="controlled_00001_.safetensors [output]")
-        with refused("BAM Edit: the embeddings were made with control on the conditioning, which a file cannot hold; connect"):
+        with refused(
+            "BAM Edit: the embeddings were made with control on the conditioning, which a file cannot hold; connect"
+        ):
             edit(trajectory, embeddings)
         (again,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=text(1))
         edit(trajectory, again)

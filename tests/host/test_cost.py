@@ -24,7 +24,10 @@ def counted(model):
 
 
 def invert(execute, model, text, picture, **inputs):
-    return execute("BaretTTISInversion", **{"model": model, "positive": text(1), "negative": text(2), "latent": picture(), **inputs})
+    return execute(
+        "BaretTTISInversion",
+        **{"model": model, "positive": text(1), "negative": text(2), "latent": picture(), **inputs},
+    )
 
 
 def test_ttis_rows(counted, execute, model, text, picture):
@@ -41,7 +44,16 @@ def test_ttis_rows_of_a_batch_that_stops_early(counted, execute, model, text, pi
     _, untuned, _ = invert(execute, model, text, picture, latent=latent, steps=steps, iterations=0)
     counted.rows = 0
     _, embeddings, _ = invert(
-        execute, model, text, picture, latent=latent, steps=steps, iterations=4, learning_rate=0.01, stop_threshold=float(untuned.losses[2].median()), stop_growth=0.0
+        execute,
+        model,
+        text,
+        picture,
+        latent=latent,
+        steps=steps,
+        iterations=4,
+        learning_rate=0.01,
+        stop_threshold=float(untuned.losses[2].median()),
+        stop_growth=0.0,
     )
     assert 0 < int((embeddings.updates == 0).sum()) < embeddings.updates.numel()
     assert counted.rows == 3 * 2 * steps + int((embeddings.updates + 1).sum())
@@ -65,7 +77,9 @@ def test_bam_rows_at_the_defaults(counted, execute, model, text, picture):
 def test_tuning_leaves_no_second_copy_of_anything(execute, model, text, picture):
     def live():
         gc.collect()
-        return sum(t.untyped_storage().nbytes() for t in {id(o): o for o in gc.get_objects() if torch.is_tensor(o)}.values())
+        return sum(
+            t.untyped_storage().nbytes() for t in {id(o): o for o in gc.get_objects() if torch.is_tensor(o)}.values()
+        )
 
     invert(execute, model, text, picture, steps=4, iterations=2)
     before = live()
@@ -93,7 +107,9 @@ def test_tuning_holds_one_set_of_activations(execute, model, text, picture):
     handle = model.model.diffusion_model.register_forward_pre_hook(start)
     try:
         with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            _, embeddings, _ = invert(execute, model, text, picture, steps=6, iterations=2, stop_threshold=0.02, learning_rate=0.01)
+            _, embeddings, _ = invert(
+                execute, model, text, picture, steps=6, iterations=2, stop_threshold=0.02, learning_rate=0.01
+            )
     finally:
         handle.remove()
     assert len(most) > 6
@@ -104,7 +120,9 @@ def test_no_attention_map_is_formed(execute, make_model, text, picture):
     from comfy.ldm.modules.attention import attention_pytorch
 
     model = make_model()
-    model.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: attention_pytorch(*args, **kwargs)
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: (
+        attention_pytorch(*args, **kwargs)
+    )
     latent = picture(height=10, width=10)
     tokens = {100, 25}
     maps = []
@@ -113,11 +131,23 @@ def test_no_attention_map_is_formed(execute, make_model, text, picture):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             for each in out if isinstance(out, (tuple, list)) else [out]:
-                if torch.is_tensor(each) and each.ndim >= 3 and each.shape[-2] in tokens and each.shape[-1] in tokens | {6}:
+                if (
+                    torch.is_tensor(each)
+                    and each.ndim >= 3
+                    and each.shape[-2] in tokens
+                    and each.shape[-1] in tokens | {6}
+                ):
                     maps.append((func, tuple(each.shape)))
             return out
 
     with Watch():
         trajectory, embeddings, _ = invert(execute, model, text, picture, latent=latent, steps=4, iterations=1)
-        execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings.with_transition(0.8, 0.1), tau_sa=1.0, tau_ca=1.0)
+        execute(
+            "BaretBAMEdit",
+            model=model,
+            trajectory=trajectory,
+            embeddings=embeddings.with_transition(0.8, 0.1),
+            tau_sa=1.0,
+            tau_ca=1.0,
+        )
     assert maps == []

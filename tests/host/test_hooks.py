@@ -15,7 +15,15 @@ def predict_in(pack, model):
         schedule = values.make_schedule(model.get_model_object("model_sampling").sigmas, 4)
         text = torch.zeros(B, TOKENS, 24)
         with torch.inference_mode():
-            return run.sample(model, lambda predict, device: loop(predict), positive=(text, {}), negative=(text, {}), rows=ROWS, shape=(4, 8, 12), schedule=schedule)
+            return run.sample(
+                model,
+                lambda predict, device: loop(predict),
+                positive=(text, {}),
+                negative=(text, {}),
+                rows=ROWS,
+                shape=(4, 8, 12),
+                schedule=schedule,
+            )
 
     return call
 
@@ -70,7 +78,12 @@ def test_looking_changes_nothing_and_meets_every_block_once(call, predict_in, in
 
 def test_coarse_blocks_of_sd15(pack, make_model):
     """The middle block's 8x8 grid is its own alone: the maps of 16x16 are taken."""
-    model = make_model(channel_mult=[1, 1, 1, 1], num_res_blocks=[2] * 4, transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 9 + [0] * 3)
+    model = make_model(
+        channel_mult=[1, 1, 1, 1],
+        num_res_blocks=[2] * 4,
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
+    )
     blocks = pack.modules["host.attention"].blocks_of(model)
     assert len(blocks) == 16
     assert [number for number, coarse in enumerate(blocks.values()) if coarse] == [4, 5, 7, 8, 9]
@@ -113,13 +126,18 @@ def test_others_replacements_run_inside(call, model, inputs):
     for a, b in zip(got, call(model=other)):
         torch.testing.assert_close(a, b)
     assert (got[0] - call()[0]).abs().max() > 1e-3
-    assert other.model_options["transformer_options"]["patches_replace"]["attn2"].keys() == {("middle", 0), ("output", 1, 0)}, "the model is as it was"
+    assert other.model_options["transformer_options"]["patches_replace"]["attn2"].keys() == {
+        ("middle", 0),
+        ("output", 1, 0),
+    }, "the model is as it was"
 
 
 def test_the_kernel_of_another_node_serves(call, model):
     other = model.clone()
     used = []
-    other.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: used.append(1) or func(*args, **kwargs)
+    other.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: (
+        used.append(1) or func(*args, **kwargs)
+    )
     seen = []
     call(look(seen), look(seen), model=other)
     assert len(used) == len(seen) == 2 * BLOCKS
@@ -131,7 +149,9 @@ def test_plain_takes_a_mask(call):
     def compare(attend, q, k, v, site):
         mask = torch.zeros(len(q), 1, k.shape[1])
         mask[:, :, 2:] = torch.finfo(q.dtype).min
-        torch.testing.assert_close(site.plain(q, k, v, mask=mask), site.plain(q, k[:, :2], v[:, :2]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            site.plain(q, k, v, mask=mask), site.plain(q, k[:, :2], v[:, :2]), rtol=1e-4, atol=1e-5
+        )
         return attend(q, k, v)
 
     call(compare, compare)

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 STEPS, CFG = 5, 3.0
-MODULES = ("diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k", "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", "diffusion_model.out.2")
+MODULES = (
+    "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k",
+    "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "diffusion_model.out.2",
+)
 
 
 def close(a, b, relative=1e-5):
@@ -14,7 +18,15 @@ def close(a, b, relative=1e-5):
 @pytest.fixture
 def invert(execute, text, picture):
     def call(model, **inputs):
-        given = {"positive": text(1), "negative": text(2), "latent": picture(), "steps": STEPS, "cfg": CFG, "learning_rate": 0.05, "iterations": 2}
+        given = {
+            "positive": text(1),
+            "negative": text(2),
+            "latent": picture(),
+            "steps": STEPS,
+            "cfg": CFG,
+            "learning_rate": 0.05,
+            "iterations": 2,
+        }
         return execute("BaretTTISInversion", model=model, **{**given, **inputs})
 
     return call
@@ -24,7 +36,9 @@ def invert(execute, text, picture):
 def edit(execute):
     def call(model, trajectory, embeddings, **inputs):
         (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings)
-        return execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=moving, cfg=CFG, **inputs)[0]["samples"]
+        return execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=moving, cfg=CFG, **inputs)[0][
+            "samples"
+        ]
 
     return call
 
@@ -44,7 +58,20 @@ def plain(text):
             latent = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(5))
         with torch.inference_mode():
             sampler = comfy.samplers.sampler_object("euler")
-            return comfy.sample.sample_custom(model, torch.zeros_like(latent), CFG, sampler, sigmas, positive or text(1), negative or text(2), latent, disable_pbar=True) / end
+            return (
+                comfy.sample.sample_custom(
+                    model,
+                    torch.zeros_like(latent),
+                    CFG,
+                    sampler,
+                    sigmas,
+                    positive or text(1),
+                    negative or text(2),
+                    latent,
+                    disable_pbar=True,
+                )
+                / end
+            )
 
     return call
 
@@ -73,10 +100,16 @@ def lora(strength=1.0):
     generator = torch.Generator().manual_seed(3)
 
     def pair(out, inner, kernel=()):
-        return torch.randn(out, 2, *([1] * len(kernel)), generator=generator), torch.randn(2, inner, *kernel, generator=generator) * strength / inner
+        return torch.randn(out, 2, *([1] * len(kernel)), generator=generator), torch.randn(
+            2, inner, *kernel, generator=generator
+        ) * strength / inner
 
     shapes = {MODULES[0]: (64, 24, ()), MODULES[1]: (32, 32, ()), MODULES[2]: (4, 32, (3, 3))}
-    return {f"{name}.{part}.weight": w for name, shape in shapes.items() for part, w in zip(("lora_up", "lora_down"), pair(*shape))}
+    return {
+        f"{name}.{part}.weight": w
+        for name, shape in shapes.items()
+        for part, w in zip(("lora_up", "lora_down"), pair(*shape))
+    }
 
 
 def test_lora(make_model, invert, edit, plain):
@@ -109,14 +142,28 @@ def controlnet(images=1):
     import comfy.ops
 
     config = {
-        "image_size": 32, "in_channels": 4, "hint_channels": 3, "model_channels": 32, "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "channel_mult": [1, 2],
-        "transformer_depth_middle": 1, "context_dim": 24, "num_heads": 4, "use_spatial_transformer": True, "legacy": False, "dtype": torch.float32,
+        "image_size": 32,
+        "in_channels": 4,
+        "hint_channels": 3,
+        "model_channels": 32,
+        "num_res_blocks": [1, 1],
+        "transformer_depth": [1, 1],
+        "channel_mult": [1, 2],
+        "transformer_depth_middle": 1,
+        "context_dim": 24,
+        "num_heads": 4,
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "dtype": torch.float32,
     }
     with torch.inference_mode():
         net = comfy.cldm.cldm.ControlNet(**config, operations=comfy.ops.disable_weight_init, device="cpu")
         generator = torch.Generator().manual_seed(11)
         for weight in net.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (0.5 * weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1))
+            weight.copy_(
+                torch.randn(weight.shape, generator=generator)
+                * (0.5 * weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1)
+            )
         control = comfy.controlnet.ControlNet(net, load_device=torch.device("cpu"))
         hint = torch.rand(images, 3, 64, 96, generator=generator)
         return control.copy().set_cond_hint(hint, 1.0, (0.0, 1.0))
@@ -179,7 +226,9 @@ def test_ipadapter_like_attention_replacements(make_model, invert, edit, plain):
         labels.append(tuple(extra["cond_or_uncond"]))
         rows = len(q) // len(extra["cond_or_uncond"])
         image = torch.cat([tokens[label].repeat(rows, 1, 1) for label in extra["cond_or_uncond"]])[..., : q.shape[-1]]
-        return optimized_attention(q, k, v, extra["n_heads"]) + 0.7 * optimized_attention(q, image, image, extra["n_heads"])
+        return optimized_attention(q, k, v, extra["n_heads"]) + 0.7 * optimized_attention(
+            q, image, image, extra["n_heads"]
+        )
 
     for block in (("input", 1), ("middle", 0), ("output", 0)):
         model.set_model_attn2_replace(replace, *block)
@@ -243,7 +292,15 @@ def test_a_kernel_without_backward(make_model, invert, edit):
     assert model.model_options["transformer_options"]["optimized_attention_override"] is inference_only
 
 
-@pytest.mark.parametrize("dtype, cast", [(torch.bfloat16, None), (torch.float16, None), (torch.float8_e4m3fn, torch.float32), (torch.float8_e4m3fn, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "dtype, cast",
+    [
+        (torch.bfloat16, None),
+        (torch.float16, None),
+        (torch.float8_e4m3fn, torch.float32),
+        (torch.float8_e4m3fn, torch.bfloat16),
+    ],
+)
 def test_weight_formats(make_model, invert, edit, dtype, cast):
     model = make_model(dtype=dtype, cast=cast)
     _, untuned, _ = invert(model, iterations=0)
@@ -251,7 +308,9 @@ def test_weight_formats(make_model, invert, edit, dtype, cast):
     assert tuned.tuned.dtype == trajectory.latents.dtype == torch.float32
     assert tuned.losses.sum() < 0.9 * untuned.losses.sum()
     assert torch.isfinite(edit(model, trajectory, tuned)).all()
-    assert {w.dtype for w in model.model.diffusion_model.parameters()} == {dtype}, "the shared model keeps its weights' format"
+    assert {w.dtype for w in model.model.diffusion_model.parameters()} == {dtype}, (
+        "the shared model keeps its weights' format"
+    )
 
 
 def test_half_precision_gradients_do_not_vanish(make_model, invert):
@@ -286,7 +345,9 @@ def test_a_partly_loaded_model_is_refused_for_tuning_and_edits(make_model, inver
     trajectory, embeddings, _ = invert(model)
     wanted = edit(model, trajectory, embeddings)
     monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
-    monkeypatch.setattr(type(model.model), "model_lowvram", property(lambda self: True, lambda self, value: None), raising=False)
+    monkeypatch.setattr(
+        type(model.model), "model_lowvram", property(lambda self: True, lambda self, value: None), raising=False
+    )
     with pytest.raises(ValueError, match="TTIS Inversion: the tuning needs the whole model .* on the GPU"):
         invert(model)
     monkeypatch.undo()
@@ -307,7 +368,9 @@ def test_a_dynamic_model_is_tuned_on_a_clone_that_loads_whole(make_model, invert
     before = {name: weight for name, weight in model.model.named_parameters()}
     invert(model)
     assert (True, True) in asked
-    assert all(weight is before[name] for name, weight in model.model.named_parameters()), "the shared model is not touched"
+    assert all(weight is before[name] for name, weight in model.model.named_parameters()), (
+        "the shared model is not touched"
+    )
 
     def no_loader(self, disable_dynamic=False, **kwargs):
         raise RuntimeError("cached_patcher_init is not initialized")
@@ -357,13 +420,27 @@ class TestPeers:
     def peers(self, execute, clip, text, picture, plain):
         def call(model, options=None, acts=True, images=1):
             positive = [[text(1, tokens=12)[0][0], options or {}]]
-            given = {"model": model, "positive": positive, "negative": text(2), "latent": picture(images=images), "steps": STEPS, "cfg": CFG}
+            given = {
+                "model": model,
+                "positive": positive,
+                "negative": text(2),
+                "latent": picture(images=images),
+                "steps": STEPS,
+                "cfg": CFG,
+            }
             trajectory, embeddings, reconstruction = execute("BaretInversion", **given, method="DDIM")
             close(reconstruction["samples"], plain(model, trajectory, positive=positive), 1e-4)
             direct = execute("BaretInversion", **given, method="direct")
             edits = []
             for written in ("1 a red dog", "3 a red cat"):
-                common = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": written, "cfg": CFG}
+                common = {
+                    "model": model,
+                    "clip": clip,
+                    "trajectory": trajectory,
+                    "embeddings": embeddings,
+                    "target_text": written,
+                    "cfg": CFG,
+                }
                 words = {"source_text": "1 a red dog"}
                 edits.append(execute("BaretPromptToPromptEdit", **common, **words, blend_words="red")[0]["samples"])
                 edits.append(execute("BaretMasaCtrlEdit", **common, first_block=3, start_step=1)[0]["samples"])
@@ -412,12 +489,16 @@ class TestPeers:
 
         def replace(q, k, v, extra):
             tokens = image.repeat(len(q), 1, 1)[..., : q.shape[-1]]
-            return optimized_attention(q, k, v, extra["n_heads"]) + 0.7 * optimized_attention(q, tokens, tokens, extra["n_heads"])
+            return optimized_attention(q, k, v, extra["n_heads"]) + 0.7 * optimized_attention(
+                q, tokens, tokens, extra["n_heads"]
+            )
 
         patched = model.clone()
         for block in (("input", 1), ("middle", 0), ("output", 0)):
             patched.set_model_attn2_replace(replace, *block)
-            patched.set_model_attn1_replace(lambda q, k, v, extra: optimized_attention(q, k, v, extra["n_heads"]), *block)
+            patched.set_model_attn1_replace(
+                lambda q, k, v, extra: optimized_attention(q, k, v, extra["n_heads"]), *block
+            )
         for a, b in zip(peers(patched), without):
             assert (a - b).abs().max() > 0.01
 
@@ -433,8 +514,24 @@ class TestPeers:
 
     def test_half_precision(self, make_model, peers, execute, clip, text, picture):
         model = make_model(dtype=torch.bfloat16)
-        trajectory, embeddings, _ = execute("BaretInversion", model=model, positive=text(1, tokens=12), negative=text(2), latent=picture(), steps=STEPS, cfg=CFG)
-        common = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": "3 a red cat", "source_text": "1 a red dog", "cfg": CFG}
+        trajectory, embeddings, _ = execute(
+            "BaretInversion",
+            model=model,
+            positive=text(1, tokens=12),
+            negative=text(2),
+            latent=picture(),
+            steps=STEPS,
+            cfg=CFG,
+        )
+        common = {
+            "model": model,
+            "clip": clip,
+            "trajectory": trajectory,
+            "embeddings": embeddings,
+            "target_text": "3 a red cat",
+            "source_text": "1 a red dog",
+            "cfg": CFG,
+        }
         for edit in (
             execute("BaretPromptToPromptEdit", **common, blend_words="red", reweight="cat:2"),
             execute("BaretMasaCtrlEdit", **common, first_block=3, start_step=1, foreground_words="red"),
@@ -446,14 +543,37 @@ class TestPeers:
 
         model = make_model()
         before, options = plain(model), str(model.model_options)
-        trajectory, embeddings, _ = execute("BaretInversion", model=model, positive=text(1, tokens=12), negative=text(2), latent=picture(), steps=STEPS, cfg=CFG)
-        common = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": "3 a red cat"}
-        for node, inputs in (("BaretPromptToPromptEdit", {"source_text": "1 a red dog"}), ("BaretMasaCtrlEdit", {"first_block": 3})):
-            handle = model.model.diffusion_model.register_forward_pre_hook(lambda module, args: comfy.model_management.interrupt_current_processing())
+        trajectory, embeddings, _ = execute(
+            "BaretInversion",
+            model=model,
+            positive=text(1, tokens=12),
+            negative=text(2),
+            latent=picture(),
+            steps=STEPS,
+            cfg=CFG,
+        )
+        common = {
+            "model": model,
+            "clip": clip,
+            "trajectory": trajectory,
+            "embeddings": embeddings,
+            "target_text": "3 a red cat",
+        }
+        for node, inputs in (
+            ("BaretPromptToPromptEdit", {"source_text": "1 a red dog"}),
+            ("BaretMasaCtrlEdit", {"first_block": 3}),
+        ):
+            handle = model.model.diffusion_model.register_forward_pre_hook(
+                lambda module, args: comfy.model_management.interrupt_current_processing()
+            )
             with pytest.raises(comfy.model_management.InterruptProcessingException):
                 execute(node, **common, **inputs)
             handle.remove()
-            assert torch.equal(plain(model), before) and str(model.model_options) == options and model.model.current_patcher is None
+            assert (
+                torch.equal(plain(model), before)
+                and str(model.model_options) == options
+                and model.model.current_patcher is None
+            )
 
 
 class TestAfterwards:
@@ -468,7 +588,11 @@ class TestAfterwards:
         yield model
         assert torch.equal(plain(model), before)
         assert all(torch.equal(weight, state[name]) for name, weight in model.model.state_dict().items())
-        assert str(model.model_options) == options and model.object_patches == {} and model.get_all_wrappers("prepare_sampling") == []
+        assert (
+            str(model.model_options) == options
+            and model.object_patches == {}
+            and model.get_all_wrappers("prepare_sampling") == []
+        )
         assert model.model.current_patcher is None
 
     def test_a_whole_run(self, shared, invert, edit):
@@ -499,16 +623,25 @@ class TestAfterwards:
 
         trajectory, embeddings, _ = invert(shared)
         wanted = edit(shared, trajectory, embeddings)
-        handle = shared.model.diffusion_model.register_forward_pre_hook(lambda module, args: comfy.model_management.interrupt_current_processing())
+        handle = shared.model.diffusion_model.register_forward_pre_hook(
+            lambda module, args: comfy.model_management.interrupt_current_processing()
+        )
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             edit(shared, trajectory, embeddings)
         handle.remove()
         assert torch.equal(edit(shared, trajectory, embeddings), wanted)
 
-    @pytest.mark.parametrize("learning_rate, sentence", [(1e30, "TTIS Inversion: NaN or infinity appeared in the tuning at step 0 of 5 .* lower learning_rate")])
+    @pytest.mark.parametrize(
+        "learning_rate, sentence",
+        [(1e30, "TTIS Inversion: NaN or infinity appeared in the tuning at step 0 of 5 .* lower learning_rate")],
+    )
     def test_a_failed_tuning(self, shared, invert, learning_rate, sentence):
         with pytest.raises(RuntimeError, match=sentence):
-            handle = shared.model.diffusion_model.register_forward_hook(lambda module, args, out: out * torch.tensor(float("nan")) if args[1][0] < 900 and torch.is_grad_enabled() else out)
+            handle = shared.model.diffusion_model.register_forward_hook(
+                lambda module, args, out: (
+                    out * torch.tensor(float("nan")) if args[1][0] < 900 and torch.is_grad_enabled() else out
+                )
+            )
             try:
                 invert(shared, learning_rate=learning_rate)
             finally:
@@ -520,7 +653,10 @@ class TestAfterwards:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
         handle = shared.model.diffusion_model.register_forward_pre_hook(exhaust)
-        with pytest.raises(torch.cuda.OutOfMemoryError, match=r"out of memory with 1 latent\(s\) of 12x8 .* GB with the model.*use a smaller picture"):
+        with pytest.raises(
+            torch.cuda.OutOfMemoryError,
+            match=r"out of memory with 1 latent\(s\) of 12x8 .* GB with the model.*use a smaller picture",
+        ):
             invert(shared)
         handle.remove()
 
@@ -529,11 +665,31 @@ def test_inputs_are_not_changed(model, invert, edit, text, picture):
     latent, positive = picture(), text(1)
     copies = latent["samples"].clone(), positive[0][0].clone()
     trajectory, embeddings, _ = invert(model, latent=latent, positive=positive)
-    kept = [value.clone() for value in (trajectory.pivots, trajectory.latents, embeddings.tuned, embeddings.target, embeddings.negative, embeddings.eta)]
+    kept = [
+        value.clone()
+        for value in (
+            trajectory.pivots,
+            trajectory.latents,
+            embeddings.tuned,
+            embeddings.target,
+            embeddings.negative,
+            embeddings.eta,
+        )
+    ]
     first = edit(model, trajectory, embeddings)
     assert torch.equal(edit(model, trajectory, embeddings), first)
     assert torch.equal(latent["samples"], copies[0]) and torch.equal(positive[0][0], copies[1]) and positive[0][1] == {}
-    for before, after in zip(kept, (trajectory.pivots, trajectory.latents, embeddings.tuned, embeddings.target, embeddings.negative, embeddings.eta)):
+    for before, after in zip(
+        kept,
+        (
+            trajectory.pivots,
+            trajectory.latents,
+            embeddings.tuned,
+            embeddings.target,
+            embeddings.negative,
+            embeddings.eta,
+        ),
+    ):
         assert torch.equal(before, after)
 
 
@@ -548,7 +704,11 @@ def test_progress_and_previews(model, invert, edit, monkeypatch):
     import comfy.utils
 
     shown = []
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **kwargs: shown.append((value, total, preview is not None)))
+    monkeypatch.setattr(
+        comfy.utils,
+        "PROGRESS_BAR_HOOK",
+        lambda value, total, preview, **kwargs: shown.append((value, total, preview is not None)),
+    )
     import latent_preview
 
     monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)

@@ -21,14 +21,28 @@ def world(pack, host):
         picture, _, mask = pack.nodes["BaretWorldScene"].execute(SCENE).args
         positive, negative = (host.nodes.CLIPTextEncode().encode(clip, text)[0] for text in (TEXT, ""))
         latent = host.nodes.VAEEncode().encode(vae, picture)[0]
-        trajectory, embeddings, _ = pack.nodes["BaretTTISInversion"].execute(model, positive, negative, latent, steps=STEPS, cfg=7.5, iterations=2, learning_rate=0.01).args
+        trajectory, embeddings, _ = (
+            pack.nodes["BaretTTISInversion"]
+            .execute(model, positive, negative, latent, steps=STEPS, cfg=7.5, iterations=2, learning_rate=0.01)
+            .args
+        )
         (moving,) = pack.nodes["BaretTransitionEmbedding"].execute(embeddings, 0.8, 0.1).args
 
     def decode(latent):
         with torch.inference_mode():
             return host.nodes.VAEDecode().decode(vae, latent)[0]
 
-    return SimpleNamespace(model=model, clip=clip, vae=vae, picture=picture, mask=mask, trajectory=trajectory, embeddings=embeddings, moving=moving, decode=decode)
+    return SimpleNamespace(
+        model=model,
+        clip=clip,
+        vae=vae,
+        picture=picture,
+        mask=mask,
+        trajectory=trajectory,
+        embeddings=embeddings,
+        moving=moving,
+        decode=decode,
+    )
 
 
 @pytest.fixture
@@ -38,7 +52,9 @@ def shown():
 
     seen = []
     before = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total, preview)))
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: seen.append((value, total, preview))
+    )
     yield seen
     comfy.utils.set_progress_bar_global_hook(before)
 
@@ -56,12 +72,22 @@ class TestInversionReport:
         decibels = 10 * torch.log10(world.trajectory.pivots[-1].square().mean() / error)
         assert f"reconstruction {decibels:.1f} dB (loss {error:.3g}), {updates.sum()} updates, at most 2 a step" in text
         table = [line.split() for line in text.split("\n")[3:]]
-        assert [int(row[0]) for row in table] == list(range(STEPS)) and [int(row[4]) for row in table] == updates.tolist()
+        assert [int(row[0]) for row in table] == list(range(STEPS)) and [
+            int(row[4]) for row in table
+        ] == updates.tolist()
         assert [float(row[3]) for row in table] == pytest.approx(losses.tolist(), rel=1e-3)
         assert [float(row[2]) for row in table] == pytest.approx([1e-5 + 2e-5 * i for i in range(STEPS)], rel=1e-2)
 
     def test_one_line_per_image(self, execute, model, text, picture):
-        trajectory, embeddings, _ = execute("BaretTTISInversion", model=model, positive=text(1), negative=text(2), latent=picture(images=10), steps=3, iterations=1)
+        trajectory, embeddings, _ = execute(
+            "BaretTTISInversion",
+            model=model,
+            positive=text(1),
+            negative=text(2),
+            latent=picture(images=10),
+            steps=3,
+            iterations=1,
+        )
         drawn, report = execute("BaretInversionReport", trajectory=trajectory, embeddings=embeddings)
         assert [line.split(":")[0] for line in report.split("\n")[:10]] == [f"picture {b}" for b in range(1, 11)]
         assert drawn.shape == execute("BaretInversionReport", trajectory=trajectory, embeddings=embeddings)[0].shape
@@ -71,15 +97,31 @@ class TestInversionReport:
         picture, text = execute("BaretInversionReport", trajectory=world.trajectory, embeddings=old)
         assert colours(picture) > 50 and "threshold" not in text
         perfect = replace(world.trajectory, latents=world.trajectory.pivots)
-        assert "reconstruction inf dB" in execute("BaretInversionReport", trajectory=perfect, embeddings=replace(old, losses=0 * old.losses))[1]
+        assert (
+            "reconstruction inf dB"
+            in execute("BaretInversionReport", trajectory=perfect, embeddings=replace(old, losses=0 * old.losses))[1]
+        )
 
     def test_without_the_plotting_library(self, execute, world, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-        with pytest.raises(ValueError, match="Inversion Report: the picture is drawn with matplotlib, which cannot be imported .*requirements.txt"):
+        with pytest.raises(
+            ValueError,
+            match="Inversion Report: the picture is drawn with matplotlib, which cannot be imported .*requirements.txt",
+        ):
             execute("BaretInversionReport", trajectory=world.trajectory, embeddings=world.embeddings)
 
 
-METRICS = "captioned report psnr ssim clip_score psnr_inside ssim_inside psnr_outside ssim_outside".split()
+METRICS = [
+    "captioned",
+    "report",
+    "psnr",
+    "ssim",
+    "clip_score",
+    "psnr_inside",
+    "ssim_inside",
+    "psnr_outside",
+    "ssim_outside",
+]
 
 
 @pytest.fixture
@@ -105,7 +147,9 @@ class TestEditMetrics:
 
     def test_the_caption_lies_under_the_picture(self, measure, world):
         got = measure(source=world.picture, edit=world.picture)
-        assert got.captioned.shape[2] == 384 and got.captioned.shape[1] > 384, "a small picture is enlarged, so that the caption can be read"
+        assert got.captioned.shape[2] == 384 and got.captioned.shape[1] > 384, (
+            "a small picture is enlarged, so that the caption can be read"
+        )
         assert colours(got.captioned[:, 390:]) > 5
         wide = torch.rand(1, 64, 1000, 3)
         assert measure(source=wide, edit=wide).captioned.shape[2] == 1000
@@ -126,7 +170,9 @@ class TestEditMetrics:
         with torch.inference_mode():
             seen = []
             encode = world.vae.first_stage_model.encode
-            world.vae.first_stage_model.encode = lambda pixels, *a, **k: (seen.append(pixels), encode(pixels, *a, **k))[1]
+            world.vae.first_stage_model.encode = lambda pixels, *a, **k: (seen.append(pixels), encode(pixels, *a, **k))[
+                1
+            ]
             try:
                 host.nodes.VAEEncode().encode(world.vae, big)
             finally:
@@ -134,7 +180,10 @@ class TestEditMetrics:
         kept = (seen[0].movedim(1, -1).float() + 1) / 2 if seen[0].min() < 0 else seen[0].movedim(1, -1).float()
         assert kept.shape == (1, 128, 136, 3)
         assert measure(source=big, edit=kept, mask=torch.ones(1, 133, 143)).psnr > 100
-        with pytest.raises(ValueError, match="Edit Metrics: the source is 143x133 and the edit 128x128 pixels; connect the picture as it went into VAE Encode"):
+        with pytest.raises(
+            ValueError,
+            match="Edit Metrics: the source is 143x133 and the edit 128x128 pixels; connect the picture as it went into VAE Encode",
+        ):
             measure(source=big, edit=torch.rand(1, 128, 128, 3))
 
 
@@ -146,10 +195,19 @@ class TestClipScore:
 
     @pytest.fixture(scope="class")
     def peers(self):
-        from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+        from transformers import (
+            CLIPTextConfig,
+            CLIPTextModelWithProjection,
+            CLIPVisionConfig,
+            CLIPVisionModelWithProjection,
+        )
 
         torch.manual_seed(0)
-        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**self.LAYERS, image_size=224, patch_size=32, hidden_act="quick_gelu", projection_dim=self.WIDTH))
+        vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                **self.LAYERS, image_size=224, patch_size=32, hidden_act="quick_gelu", projection_dim=self.WIDTH
+            )
+        )
         text = CLIPTextModelWithProjection(CLIPTextConfig(**self.LAYERS, projection_dim=self.WIDTH, eos_token_id=49407))
         return vision.eval(), text.half().float().eval()  # the host holds the text side in 16 bit
 
@@ -161,21 +219,53 @@ class TestClipScore:
         import comfy.sd1_clip
         from safetensors.torch import save_file
 
-        stored = [{name: weight.detach().contiguous() for name, weight in peer.state_dict().items() if "position_ids" not in name} for peer in peers]
+        stored = [
+            {
+                name: weight.detach().contiguous()
+                for name, weight in peer.state_dict().items()
+                if "position_ids" not in name
+            }
+            for peer in peers
+        ]
         about = tmp_path_factory.mktemp("clip_vision") / "config.json"
-        about.write_text(json.dumps({**self.LAYERS, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "num_channels": 3, "projection_dim": self.WIDTH, "model_type": "clip_vision_model"}))
+        about.write_text(
+            json.dumps(
+                {
+                    **self.LAYERS,
+                    "image_size": 224,
+                    "patch_size": 32,
+                    "hidden_act": "quick_gelu",
+                    "num_channels": 3,
+                    "projection_dim": self.WIDTH,
+                    "model_type": "clip_vision_model",
+                }
+            )
+        )
         with torch.inference_mode():
             vision = comfy.clip_vision.ClipVisionModel(about)
             assert vision.load_sd(dict(stored[0])).missing_keys == []
 
-        small = {**self.LAYERS, "hidden_act": "quick_gelu", "max_position_embeddings": 77, "eos_token_id": 49407, "vocab_size": 49408}
+        small = {
+            **self.LAYERS,
+            "hidden_act": "quick_gelu",
+            "max_position_embeddings": 77,
+            "eos_token_id": 49407,
+            "vocab_size": 49408,
+        }
         make = comfy.sd1_clip.SDClipModel.__init__
 
         def load(projection=True):
             path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"
-            save_file({name: weight for name, weight in stored[1].items() if projection or "text_projection" not in name}, path)
+            save_file(
+                {name: weight for name, weight in stored[1].items() if projection or "text_projection" not in name},
+                path,
+            )
             with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-                patch.setattr(comfy.sd1_clip.SDClipModel, "__init__", lambda self, **given: make(self, **{**given, "textmodel_json_config": small}))
+                patch.setattr(
+                    comfy.sd1_clip.SDClipModel,
+                    "__init__",
+                    lambda self, **given: make(self, **{**given, "textmodel_json_config": small}),
+                )
                 return comfy.sd.load_clip([str(path)])
 
         return SimpleNamespace(vision=vision, load=load)
@@ -208,20 +298,37 @@ class TestClipScore:
         clip = models.load(projection=False)
         if getattr(clip.patcher, "cached_patcher_init", None) is None:
             pytest.skip("this host does not tell which file a CLIP is of")
-        with pytest.raises(ValueError, match="Edit Metrics: the CLIP's file holds no text projection .*Load CLIP with clip_l.safetensors"):
+        with pytest.raises(
+            ValueError,
+            match="Edit Metrics: the CLIP's file holds no text projection .*Load CLIP with clip_l.safetensors",
+        ):
             measure(source=world.picture, edit=world.picture, clip=clip, clip_vision=models.vision, text=TEXT)
 
     def test_halves_of_different_clips(self, measure, models, world):
-        with pytest.raises(ValueError, match="the CLIP gives text 128 wide and the vision model's embeddings are 64 wide; connect the two halves of one CLIP"):
+        with pytest.raises(
+            ValueError,
+            match="the CLIP gives text 128 wide and the vision model's embeddings are 64 wide; connect the two halves of one CLIP",
+        ):
             measure(source=world.picture, edit=world.picture, clip=world.clip, clip_vision=models.vision, text=TEXT)
         other = SimpleNamespace(model_type="siglip_vision_model")
-        with pytest.raises(ValueError, match="clip_vision is a siglip_vision_model; CLIPScore is measured with a CLIP vision model"):
+        with pytest.raises(
+            ValueError, match="clip_vision is a siglip_vision_model; CLIPScore is measured with a CLIP vision model"
+        ):
             measure(source=world.picture, edit=world.picture, clip=models.load(), clip_vision=other, text=TEXT)
 
-    @pytest.mark.parametrize("given, missing", [(("clip",), "clip_vision and text"), (("clip", "text"), "clip_vision"), (("clip_vision", "clip"), "text")])
+    @pytest.mark.parametrize(
+        "given, missing",
+        [(("clip",), "clip_vision and text"), (("clip", "text"), "clip_vision"), (("clip_vision", "clip"), "text")],
+    )
     def test_a_part_that_is_missing(self, measure, models, world, given, missing):
-        inputs = {name: value for name, value in {"clip": world.clip, "clip_vision": models.vision, "text": TEXT}.items() if name in given}
-        with pytest.raises(ValueError, match=f"Edit Metrics: CLIPScore needs clip, clip_vision and text, and {missing} came empty"):
+        inputs = {
+            name: value
+            for name, value in {"clip": world.clip, "clip_vision": models.vision, "text": TEXT}.items()
+            if name in given
+        }
+        with pytest.raises(
+            ValueError, match=f"Edit Metrics: CLIPScore needs clip, clip_vision and text, and {missing} came empty"
+        ):
             measure(source=world.picture, edit=world.picture, **inputs)
 
 
@@ -230,20 +337,44 @@ class TestEditSweep:
 
     @pytest.fixture
     def sweep(self, execute, world):
-        given = {"model": world.model, "trajectory": world.trajectory, "embeddings": world.moving, "vae": world.vae, "eta_ranges": "1, 0.8-0.1", "tau_sa": "0.2, 0.5"}
+        given = {
+            "model": world.model,
+            "trajectory": world.trajectory,
+            "embeddings": world.moving,
+            "vae": world.vae,
+            "eta_ranges": "1, 0.8-0.1",
+            "tau_sa": "0.2, 0.5",
+        }
         return lambda **inputs: execute("BaretEditSweep", **{**given, **inputs})
 
-    @pytest.mark.parametrize("inputs", [{"tau_ca": (0.6, 0.3)}, {"passes": "both", "cfg": 3.0}, {"mask": True, "auto_mask": 0.02}, {"tau_sa": (0.0,)}])
+    @pytest.mark.parametrize(
+        "inputs",
+        [{"tau_ca": (0.6, 0.3)}, {"passes": "both", "cfg": 3.0}, {"mask": True, "auto_mask": 0.02}, {"tau_sa": (0.0,)}],
+    )
     def test_each_cell_is_the_single_edit(self, sweep, execute, world, inputs):
-        taus = {"tau_sa": (0.2, 0.5), "tau_ca": (0.6,)} | {name: value for name, value in inputs.items() if name.startswith("tau")}
-        how = {name: world.mask if name == "mask" else value for name, value in inputs.items() if not name.startswith("tau")}
+        taus = {"tau_sa": (0.2, 0.5), "tau_ca": (0.6,)} | {
+            name: value for name, value in inputs.items() if name.startswith("tau")
+        }
+        how = {
+            name: world.mask if name == "mask" else value
+            for name, value in inputs.items()
+            if not name.startswith("tau")
+        }
         _, edits = sweep(**how, **{name: ", ".join(map(str, values)) for name, values in taus.items()})
         cells = iter(edits)
         for start, end in self.ETAS:
             (moving,) = execute("BaretTransitionEmbedding", embeddings=world.embeddings, eta_start=start, eta_end=end)
             for tau_ca in taus["tau_ca"]:
                 for tau_sa in taus["tau_sa"]:
-                    (edit,) = execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=moving, tau_sa=tau_sa, tau_ca=tau_ca, **how)
+                    (edit,) = execute(
+                        "BaretBAMEdit",
+                        model=world.model,
+                        trajectory=world.trajectory,
+                        embeddings=moving,
+                        tau_sa=tau_sa,
+                        tau_ca=tau_ca,
+                        **how,
+                    )
                     torch.testing.assert_close(next(cells), world.decode(edit)[0], rtol=0, atol=1e-3)
         assert next(cells, None) is None
 
@@ -255,11 +386,15 @@ class TestEditSweep:
             row, column = 1 + number // 2, 1 + number % 2
             cell = grid[0, row * (side + gap) :, column * (side + gap) :][:side, :side]
             torch.testing.assert_close(cell, edit, rtol=0, atol=0.01)
-        assert colours(grid[:, :side, :side]) > 100 and colours(grid[:, :side, side + gap : 2 * side]) > 3, "the source and a label"
+        assert colours(grid[:, :side, :side]) > 100 and colours(grid[:, :side, side + gap : 2 * side]) > 3, (
+            "the source and a label"
+        )
 
     def test_four_by_five_costs_little_more_than_ten_edits(self, sweep, execute, world):
         rows = []
-        handle = world.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+        handle = world.model.model.diffusion_model.register_forward_pre_hook(
+            lambda module, args: rows.append(args[0].shape[0])
+        )
         try:
             sweep(eta_ranges="0.9-0.1, 0.8-0.1, 0.7-0.1, 0.6-0.1", tau_sa="0.1, 0.2, 0.3, 0.4, 0.5")
             shared = sum(rows)
@@ -284,20 +419,57 @@ class TestEditSweep:
         values = [value for value, _, _ in shown]
         assert values == sorted(values) and shown[-1][:2] == (5 + 2 * 5, 5 + 2 * 5)
         sheets = [preview[1] for _, _, preview in shown if preview]
-        assert sheets[-1].size == (grid.shape[2], grid.shape[1]) and shown[-1][2][2] == max(grid.shape[1:3]), "the frontend goes on showing the last one"
+        assert sheets[-1].size == (grid.shape[2], grid.shape[1]) and shown[-1][2][2] == max(grid.shape[1:3]), (
+            "the frontend goes on showing the last one"
+        )
         assert len(sheets) == 1 + len(self.ETAS)
-        empty = [sum(row.getpixel((x, y)) == (0x2B, 0x2B, 0x2B) for x in (190, 320) for y in (190, 320)) for row in sheets]
+        empty = [
+            sum(row.getpixel((x, y)) == (0x2B, 0x2B, 0x2B) for x in (190, 320) for y in (190, 320)) for row in sheets
+        ]
         assert empty == [4, 2, 0]
 
     def test_a_batch_makes_a_grid_each(self, execute, world, model, text, picture):
-        trajectory, embeddings, _ = execute("BaretTTISInversion", model=model, positive=text(1), negative=text(2), latent=picture(images=2), steps=4, iterations=1)
-        both, edits = execute("BaretEditSweep", model=model, trajectory=trajectory, embeddings=embeddings, vae=world.vae, eta_ranges="0.8-0.1", tau_sa="0.25, 0.5")
+        trajectory, embeddings, _ = execute(
+            "BaretTTISInversion",
+            model=model,
+            positive=text(1),
+            negative=text(2),
+            latent=picture(images=2),
+            steps=4,
+            iterations=1,
+        )
+        both, edits = execute(
+            "BaretEditSweep",
+            model=model,
+            trajectory=trajectory,
+            embeddings=embeddings,
+            vae=world.vae,
+            eta_ranges="0.8-0.1",
+            tau_sa="0.25, 0.5",
+        )
         assert both.shape[0] == 2 and edits.shape[0] == 4
         for image in range(2):
-            one = replace(trajectory, pivots=trajectory.pivots[:, image : image + 1], latents=trajectory.latents[:, image : image + 1])
+            one = replace(
+                trajectory,
+                pivots=trajectory.pivots[:, image : image + 1],
+                latents=trajectory.latents[:, image : image + 1],
+            )
             parts = {name: getattr(embeddings, name)[:, image : image + 1] for name in ("tuned", "losses", "updates")}
-            alone = replace(embeddings, **parts, target=embeddings.target[image : image + 1], negative=embeddings.negative[image : image + 1])
-            _, cells = execute("BaretEditSweep", model=model, trajectory=one, embeddings=alone, vae=world.vae, eta_ranges="0.8-0.1", tau_sa="0.25, 0.5")
+            alone = replace(
+                embeddings,
+                **parts,
+                target=embeddings.target[image : image + 1],
+                negative=embeddings.negative[image : image + 1],
+            )
+            _, cells = execute(
+                "BaretEditSweep",
+                model=model,
+                trajectory=one,
+                embeddings=alone,
+                vae=world.vae,
+                eta_ranges="0.8-0.1",
+                tau_sa="0.25, 0.5",
+            )
             torch.testing.assert_close(edits[2 * image : 2 * image + 2], cells, rtol=0, atol=1e-3)
 
     def test_what_does_not_fit(self, sweep, world):
@@ -312,14 +484,24 @@ class TestEditSweep:
 class TestAttentionMaps:
     @pytest.fixture
     def maps(self, execute, world):
-        given = {"model": world.model, "trajectory": world.trajectory, "embeddings": world.moving, "clip": world.clip, "vae": world.vae, "text": TEXT}
+        given = {
+            "model": world.model,
+            "trajectory": world.trajectory,
+            "embeddings": world.moving,
+            "clip": world.clip,
+            "vae": world.vae,
+            "text": TEXT,
+        }
         return lambda **inputs: execute("BaretAttentionMaps", **{**given, **inputs})
 
     @staticmethod
     def numbers(report):
         """Means by word and process."""
         lines = [re.fullmatch(r"picture 1, (.*) \(token .*?\): (.*)", line) for line in report.split("\n")]
-        return {line[1]: {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+) \(most", line[2])} for line in lines}
+        return {
+            line[1]: {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+) \(most", line[2])}
+            for line in lines
+        }
 
     def test_heat_is_where_the_thing_is(self, maps, world):
         sheet, masks, report = maps(words="dog")
@@ -351,12 +533,26 @@ class TestAttentionMaps:
 
         def loop(predict, device):
             for i in steps:
-                predict(trajectory.latents[i] * trajectory.schedule.scale(i), float(trajectory.schedule.sigmas[i]), cond=embeddings.tuned[i])
+                predict(
+                    trajectory.latents[i] * trajectory.schedule.scale(i),
+                    float(trajectory.schedule.sigmas[i]),
+                    cond=embeddings.tuned[i],
+                )
 
         with torch.inference_mode():
-            run.sample(model, loop, positive=(embeddings.target, {}), negative=(embeddings.negative, {}), rows=1, shape=trajectory.pivots.shape[2:], schedule=trajectory.schedule)
+            run.sample(
+                model,
+                loop,
+                positive=(embeddings.target, {}),
+                negative=(embeddings.negative, {}),
+                rows=1,
+                shape=trajectory.pivots.shape[2:],
+                schedule=trajectory.schedule,
+            )
         assert len(found) >= 2 * len(steps)
-        assert self.numbers(report)["blue dog"]["reconstruction"] == pytest.approx(float(torch.stack(found).mean()), abs=2e-4)
+        assert self.numbers(report)["blue dog"]["reconstruction"] == pytest.approx(
+            float(torch.stack(found).mean()), abs=2e-4
+        )
 
     def test_progress_without_previews(self, maps, shown):
         """The frontend would go on showing the last preview in place of the maps."""
@@ -371,7 +567,20 @@ class TestAttentionMaps:
 
     def test_all_words_and_weighted_ones(self, maps):
         every = self.numbers(maps()[2])
-        assert list(every) == ["a", "blue", "dog", "lying", "in", "the", "snow", "middle", "facing", "left", "sun", "tree"]
+        assert list(every) == [
+            "a",
+            "blue",
+            "dog",
+            "lying",
+            "in",
+            "the",
+            "snow",
+            "middle",
+            "facing",
+            "left",
+            "sun",
+            "tree",
+        ]
         assert self.numbers(maps(words="(dog:1.4), sun")[2]) == {word: every[word] for word in ("dog", "sun")}
 
     def test_of_another_text_over_the_same_inversion(self, maps, execute, world, host):
@@ -392,18 +601,32 @@ class TestAttentionMaps:
         assert numbers["transition"] == numbers["reconstruction"]
 
     def test_resolutions(self, maps):
-        fine, coarse, every = (self.numbers(maps(words="dog", resolutions=each)[2])["dog"]["reconstruction"] for each in ("16", "8", "all"))
+        fine, coarse, every = (
+            self.numbers(maps(words="dog", resolutions=each)[2])["dog"]["reconstruction"] for each in ("16", "8", "all")
+        )
         assert fine != coarse and min(fine, coarse) < every < max(fine, coarse)
         assert self.numbers(maps(words="dog", resolutions="16, 8")[2])["dog"]["reconstruction"] == every
 
     @pytest.mark.parametrize(
         "inputs, sentence",
         [
-            ({"words": "dog, cat"}, "'cat' is not in text; its words are: a blue dog lying in the snow middle facing left sun tree"),
-            ({"text": "a red dog"}, "text is not the target text of these embeddings; write the same text, with the same CLIP"),
-            ({"resolutions": "17"}, "resolutions has '17' and the grids of this picture are 16x16, 8x8; name widths of these"),
+            (
+                {"words": "dog, cat"},
+                "'cat' is not in text; its words are: a blue dog lying in the snow middle facing left sun tree",
+            ),
+            (
+                {"text": "a red dog"},
+                "text is not the target text of these embeddings; write the same text, with the same CLIP",
+            ),
+            (
+                {"resolutions": "17"},
+                "resolutions has '17' and the grids of this picture are 16x16, 8x8; name widths of these",
+            ),
             ({"resolutions": "fine"}, "resolutions has 'fine'; coarse, all, or widths"),
-            ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent 0.5 to end_percent 0.5 of 10 steps leaves none"),
+            (
+                {"start_percent": 0.5, "end_percent": 0.5},
+                "start_percent 0.5 to end_percent 0.5 of 10 steps leaves none",
+            ),
         ],
     )
     def test_what_does_not_fit(self, maps, inputs, sentence):
@@ -411,9 +634,13 @@ class TestAttentionMaps:
             maps(**inputs)
 
     def test_the_model_is_left_as_it_was(self, maps, execute, world):
-        edit = lambda: execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=world.moving)[0]["samples"]  # noqa: E731
+        edit = lambda: execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=world.moving)[
+            0
+        ]["samples"]  # noqa: E731
         before = edit()
         maps(words="dog")
         with pytest.raises(ValueError):
             maps(words="dog", resolutions="17")
-        assert torch.equal(edit(), before) and not world.model.model_options["transformer_options"].get("patches_replace")
+        assert torch.equal(edit(), before) and not world.model.model_options["transformer_options"].get(
+            "patches_replace"
+        )

@@ -9,7 +9,10 @@ STEPS = 4
 @pytest.fixture
 def invert(execute, model, text, picture):
     def call(**inputs):
-        return execute("BaretTTISInversion", **{"model": model, "positive": text(1), "negative": text(2), "latent": picture(), "steps": STEPS, **inputs})
+        return execute(
+            "BaretTTISInversion",
+            **{"model": model, "positive": text(1), "negative": text(2), "latent": picture(), "steps": STEPS, **inputs},
+        )
 
     return call
 
@@ -22,7 +25,9 @@ def free_memory(pack, monkeypatch):
     gradients = pack.modules["host.gradients"]
 
     def set_from(choose, model, rows, shape):
-        bytes_free = choose(gradients.activations(model, rows, shape), gradients.activations(model, rows, shape, recompute=True))
+        bytes_free = choose(
+            gradients.activations(model, rows, shape), gradients.activations(model, rows, shape, recompute=True)
+        )
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args, **kwargs: bytes_free)
 
     return set_from
@@ -61,20 +66,27 @@ def test_short_memory_changes_nothing_but_the_cost(invert, model, picture, free_
     (_, wanted, _), all_bytes = kept(lambda: invert(**inputs))
     free_memory(lambda everything, least: (everything + least) / 2, model, images, shape)
     forwards = []
-    handle = model.model.diffusion_model.middle_block[0].in_layers.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+    handle = model.model.diffusion_model.middle_block[0].in_layers.register_forward_hook(
+        lambda *_: forwards.append(torch.is_grad_enabled())
+    )
     (_, found, _), least_bytes = kept(lambda: invert(**inputs))
     handle.remove()
     torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(found.tuned, wanted.tuned, rtol=1e-3, atol=1e-4)
     assert least_bytes < 0.5 * all_bytes
-    assert not any("forward" in vars(part) for part in model.model.diffusion_model.modules()), "the model is left as it was"
+    assert not any("forward" in vars(part) for part in model.model.diffusion_model.modules()), (
+        "the model is left as it was"
+    )
 
 
 def test_what_cannot_fit_is_refused_before_the_first_step(invert, model, picture, free_memory):
     rows = []
     handle = model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(1))
     free_memory(lambda everything, least: least / 2, model, 1, picture()["samples"].shape[1:])
-    with pytest.raises(ValueError, match=r"TTIS Inversion: tuning 1 picture\(s\) of 96x64 needs about .* GB beside the model and .* GB are free: use a smaller picture"):
+    with pytest.raises(
+        ValueError,
+        match=r"TTIS Inversion: tuning 1 picture\(s\) of 96x64 needs about .* GB beside the model and .* GB are free: use a smaller picture",
+    ):
         invert()
     handle.remove()
     assert not rows

@@ -14,7 +14,16 @@ def close(a, b, relative=1e-5):
 @pytest.fixture
 def invert(execute, model, text, picture):
     def call(**inputs):
-        given = {"model": model, "positive": text(1), "negative": text(2), "latent": picture(), "steps": STEPS, "cfg": CFG, "learning_rate": 0.05, "iterations": 2}
+        given = {
+            "model": model,
+            "positive": text(1),
+            "negative": text(2),
+            "latent": picture(),
+            "steps": STEPS,
+            "cfg": CFG,
+            "learning_rate": 0.05,
+            "iterations": 2,
+        }
         return execute("BaretTTISInversion", **{**given, **inputs})
 
     return call
@@ -23,7 +32,9 @@ def invert(execute, model, text, picture):
 @pytest.fixture
 def edit(execute, model):
     def call(trajectory, embeddings, **inputs):
-        return execute("BaretBAMEdit", **{"model": model, "trajectory": trajectory, "embeddings": embeddings, "cfg": CFG, **inputs})[0]["samples"]
+        return execute(
+            "BaretBAMEdit", **{"model": model, "trajectory": trajectory, "embeddings": embeddings, "cfg": CFG, **inputs}
+        )[0]["samples"]
 
     return call
 
@@ -37,7 +48,15 @@ def plain_sampling(model, trajectory, positive, negative, cfg=CFG):
     noisy = trajectory.pivots[0] * schedule.scale(0) / trajectory.family.latent_scale
     with torch.inference_mode():
         out = comfy.sample.sample_custom(
-            model, torch.zeros_like(noisy), cfg, comfy.samplers.sampler_object("euler"), schedule.sigmas.float(), positive, negative, noisy, disable_pbar=True
+            model,
+            torch.zeros_like(noisy),
+            cfg,
+            comfy.samplers.sampler_object("euler"),
+            schedule.sigmas.float(),
+            positive,
+            negative,
+            noisy,
+            disable_pbar=True,
         )
     return out / schedule.scale(schedule.steps)
 
@@ -95,7 +114,9 @@ def test_an_image_does_not_depend_on_its_batch(invert, picture, text):
         alone = invert(latent={"samples": latent[row : row + 1]}, positive=[texts[row]], **rule)
         assert torch.equal(together[1].updates[:, row], alone[1].updates[:, 0])
         close(together[0].latents[:, row], alone[0].latents[:, 0], 1e-3)
-    assert (together[1].updates[:, 0] != together[1].updates[:, 1]).any(), "the pictures should stop at different times for this test to mean anything"
+    assert (together[1].updates[:, 0] != together[1].updates[:, 1]).any(), (
+        "the pictures should stop at different times for this test to mean anything"
+    )
 
 
 def test_cond_and_uncond_together_or_apart(invert, edit, execute, monkeypatch):
@@ -112,7 +133,9 @@ def test_cond_and_uncond_together_or_apart(invert, edit, execute, monkeypatch):
 def test_enough_tuning_reaches_the_picture(invert, picture):
     losses = []
     for iterations in (0, 5, 80):
-        trajectory, _, reconstruction = invert(iterations=iterations, learning_rate=0.03, stop_threshold=0.0, stop_growth=0.0, cfg=1.5)
+        trajectory, _, reconstruction = invert(
+            iterations=iterations, learning_rate=0.03, stop_threshold=0.0, stop_growth=0.0, cfg=1.5
+        )
         losses.append(float((reconstruction["samples"] - picture()["samples"]).square().mean()))
         assert torch.equal(trajectory.pivots[-1], picture()["samples"] * 0.18215)
     assert losses[2] < 0.05 * losses[0] and losses[2] < 0.3 * losses[1] < losses[0], losses

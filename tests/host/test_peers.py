@@ -23,7 +23,15 @@ def encode(clip):
 @pytest.fixture
 def invert(execute, model, encode, text, picture):
     def call(method="DDIM", source=SOURCE, **inputs):
-        given = {"model": model, "positive": encode(source), "negative": text(9), "latent": picture(), "steps": STEPS, "cfg": CFG, "method": method}
+        given = {
+            "model": model,
+            "positive": encode(source),
+            "negative": text(9),
+            "latent": picture(),
+            "steps": STEPS,
+            "cfg": CFG,
+            "method": method,
+        }
         return execute("BaretInversion", **{**given, **inputs})
 
     return call
@@ -32,7 +40,16 @@ def invert(execute, model, encode, text, picture):
 @pytest.fixture
 def null_text(execute, model, encode, text, picture):
     def call(source=SOURCE, **inputs):
-        given = {"model": model, "positive": encode(source), "negative": text(9), "latent": picture(), "steps": STEPS, "cfg": CFG, "iterations": 3, "learning_rate": 0.05}
+        given = {
+            "model": model,
+            "positive": encode(source),
+            "negative": text(9),
+            "latent": picture(),
+            "steps": STEPS,
+            "cfg": CFG,
+            "iterations": 3,
+            "learning_rate": 0.05,
+        }
         return execute("BaretNullTextInversion", **{**given, **inputs})
 
     return call
@@ -41,7 +58,15 @@ def null_text(execute, model, encode, text, picture):
 @pytest.fixture
 def p2p(execute, model, clip):
     def call(trajectory, embeddings, **inputs):
-        given = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "source_text": SOURCE, "target_text": TARGET, "cfg": CFG}
+        given = {
+            "model": model,
+            "clip": clip,
+            "trajectory": trajectory,
+            "embeddings": embeddings,
+            "source_text": SOURCE,
+            "target_text": TARGET,
+            "cfg": CFG,
+        }
         edit, mask = execute("BaretPromptToPromptEdit", **{**given, **inputs})
         return edit["samples"], mask
 
@@ -51,7 +76,16 @@ def p2p(execute, model, clip):
 @pytest.fixture
 def masactrl(execute, model, clip):
     def call(trajectory, embeddings, **inputs):
-        given = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings, "target_text": TARGET, "cfg": CFG, "first_block": 3, "start_step": 2}
+        given = {
+            "model": model,
+            "clip": clip,
+            "trajectory": trajectory,
+            "embeddings": embeddings,
+            "target_text": TARGET,
+            "cfg": CFG,
+            "first_block": 3,
+            "start_step": 2,
+        }
         return execute("BaretMasaCtrlEdit", **{**given, **inputs})[0]["samples"]
 
     return call
@@ -90,7 +124,16 @@ def test_what_an_inversion_gives(invert, encode, text, picture, method):
 
 def test_ddim_is_ttis_without_updates(invert, execute, model, encode, text, picture):
     trajectory, _, _ = invert("DDIM")
-    same, _, _ = execute("BaretTTISInversion", model=model, positive=encode(SOURCE), negative=text(9), latent=picture(), steps=STEPS, cfg=CFG, iterations=0)
+    same, _, _ = execute(
+        "BaretTTISInversion",
+        model=model,
+        positive=encode(SOURCE),
+        negative=text(9),
+        latent=picture(),
+        steps=STEPS,
+        cfg=CFG,
+        iterations=0,
+    )
     close(trajectory.latents, same.latents, 1e-4)
 
 
@@ -113,7 +156,9 @@ def test_null_text_without_updates_is_ddim(invert, null_text):
 def test_null_text_tunes_the_negative_alone(null_text, invert, encode, step_rule):
     _, untuned, _ = invert("DDIM")
     trajectory, embeddings, reconstruction = null_text(step_rule=step_rule)
-    assert torch.equal(embeddings.tuned, encode(SOURCE)[0][0].expand(STEPS, -1, -1, -1)) and embeddings.negative.shape == (STEPS, 1, 6, 24)
+    assert torch.equal(
+        embeddings.tuned, encode(SOURCE)[0][0].expand(STEPS, -1, -1, -1)
+    ) and embeddings.negative.shape == (STEPS, 1, 6, 24)
     assert embeddings.losses.sum() < 0.7 * untuned.losses.sum()
     close(reconstruction["samples"], trajectory.latents[-1] / 0.18215)
 
@@ -159,11 +204,23 @@ def test_null_text_through_stock_samplers_and_files(null_text, execute, model, h
     execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="peers/null")
     (file,) = (host.base / "output" / "peers").glob("null*")
     trajectory, embeddings = execute("BaretLoadInversion", file=f"peers/{file.name} [output]")
-    positive, negative, sigmas, latent = execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction")
+    positive, negative, sigmas, latent = execute(
+        "BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction"
+    )
     assert len(positive) == len(negative) == STEPS
     with torch.inference_mode():
         sampler = comfy.samplers.sampler_object("euler")
-        out = comfy.sample.sample_custom(model, torch.zeros_like(latent["samples"]), CFG, sampler, sigmas, positive, negative, latent["samples"], disable_pbar=True)
+        out = comfy.sample.sample_custom(
+            model,
+            torch.zeros_like(latent["samples"]),
+            CFG,
+            sampler,
+            sigmas,
+            positive,
+            negative,
+            latent["samples"],
+            disable_pbar=True,
+        )
     close(out / trajectory.schedule.scale(STEPS), reconstruction["samples"], 1e-4)
 
 
@@ -178,7 +235,15 @@ def test_bad_input_of_null_text(null_text, make_model):
 
 
 @pytest.mark.parametrize("method", ["negative-prompt", "DDIM"])
-@pytest.mark.parametrize("inputs", [{}, {"alignment": "replace", "cross_share": 1.0, "self_share": 1.0}, {"blend_words": "dog"}, {"reweight": "dog:1, red:1"}])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"alignment": "replace", "cross_share": 1.0, "self_share": 1.0},
+        {"blend_words": "dog"},
+        {"reweight": "dog:1, red:1"},
+    ],
+)
 def test_the_same_text_gives_the_source(invert, p2p, masactrl, method, inputs):
     trajectory, embeddings, reconstruction = invert(method)
     close(p2p(trajectory, embeddings, target_text=SOURCE, **inputs)[0], reconstruction["samples"], 1e-4)
@@ -189,18 +254,27 @@ def test_the_same_text_gives_the_source(invert, p2p, masactrl, method, inputs):
 def test_without_shares_an_edit_is_plain_guided_sampling(invert, p2p, masactrl, execute, model, encode):
     trajectory, embeddings, _ = invert()
     (plain,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=encode(TARGET))
-    (plain,) = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=plain, tau_sa=0.0, tau_ca=0.0, cfg=CFG)
+    (plain,) = execute(
+        "BaretBAMEdit", model=model, trajectory=trajectory, embeddings=plain, tau_sa=0.0, tau_ca=0.0, cfg=CFG
+    )
     close(p2p(trajectory, embeddings, cross_share=0.0, self_share=0.0)[0], plain["samples"])
     close(masactrl(trajectory, embeddings, start_step=STEPS), plain["samples"])
-    close(masactrl(trajectory, embeddings, start_step=STEPS, foreground_words="dog, cat", source_text=SOURCE), plain["samples"])
+    close(
+        masactrl(trajectory, embeddings, start_step=STEPS, foreground_words="dog, cat", source_text=SOURCE),
+        plain["samples"],
+    )
 
 
 def test_replace_with_full_shares_has_the_sources_maps(pack, invert, p2p, monkeypatch):
     """Seen at the attention itself: every query and key of the edit is the source's, and nothing of its own maps is left."""
-    module = pack.modules["baret_ops.prompt_to_prompt"]
+    module = pack.modules["baret_ops.edits.prompt_to_prompt"]
     own = []
     real = module.CrossEdit.at
-    monkeypatch.setattr(module.CrossEdit, "at", lambda self, step, steps: (lambda found: own.append(found) or found)(real(self, step, steps)))
+    monkeypatch.setattr(
+        module.CrossEdit,
+        "at",
+        lambda self, step, steps: (lambda found: own.append(found) or found)(real(self, step, steps)),
+    )
     trajectory, embeddings, _ = invert()
     p2p(trajectory, embeddings, alignment="replace", cross_share=1.0, self_share=1.0, max_resolution=0)
     assert len(own) == STEPS
@@ -232,7 +306,9 @@ def test_a_weight_of_one_changes_nothing_and_of_zero_takes_the_word_away(pack, i
 
 def test_a_words_own_share(invert, p2p):
     trajectory, embeddings, _ = invert()
-    assert torch.equal(p2p(trajectory, embeddings, word_shares="2:0.4, a:0.4, cat:0.4")[0], p2p(trajectory, embeddings)[0])
+    assert torch.equal(
+        p2p(trajectory, embeddings, word_shares="2:0.4, a:0.4, cat:0.4")[0], p2p(trajectory, embeddings)[0]
+    )
     assert (p2p(trajectory, embeddings, word_shares="a:0.1")[0] - p2p(trajectory, embeddings)[0]).abs().max() > 1e-3
 
 
@@ -240,7 +316,12 @@ def test_a_repeated_image_gives_the_single_run_in_each_row(invert, p2p, masactrl
     latent = {"samples": picture()["samples"].repeat(3, 1, 1, 1)}
     alone, together = invert("direct")[:2], invert("direct", latent=latent)[:2]
     words = {"source_text": SOURCE, "foreground_words": "dog, cat"}
-    for run in (lambda *of: p2p(*of, blend_words="cat")[0], lambda *of: p2p(*of, blend_words="cat")[1], masactrl, lambda *of: masactrl(*of, **words)):
+    for run in (
+        lambda *of: p2p(*of, blend_words="cat")[0],
+        lambda *of: p2p(*of, blend_words="cat")[1],
+        masactrl,
+        lambda *of: masactrl(*of, **words),
+    ):
         one, three = run(*alone), run(*together)
         for row in range(3):
             close(three[row], one[0], 1e-4)
@@ -265,7 +346,10 @@ def test_cond_and_uncond_together_or_apart(invert, p2p, masactrl, monkeypatch, f
     [
         ({}, 3 * 6 + 2 * 4),  # self_share 0.6 outlasts cross_share 0.4
         ({"cross_share": 0.2, "self_share": 0.0}, 3 * 2 + 2 * 8),
-        ({"cross_share": 0.2, "self_share": 0.0, "word_shares": "cat:0.3"}, 3 * 2 + 2 * 8),  # refine: the new word has no partner
+        (
+            {"cross_share": 0.2, "self_share": 0.0, "word_shares": "cat:0.3"},
+            3 * 2 + 2 * 8,
+        ),  # refine: the new word has no partner
         ({"cross_share": 0.0, "self_share": 0.0}, 2 * 10),
         ({"blend_words": "cat"}, 3 * 10),
     ],
@@ -277,7 +361,10 @@ def test_rows_of_prompt_to_prompt(invert, p2p, counted, inputs, rows):
     assert counted.rows == rows
 
 
-@pytest.mark.parametrize(("inputs", "rows"), [({}, 2 * 2 + 4 * 8), ({"start_step": 10}, 2 * 10), ({"foreground_words": "cat", "source_text": SOURCE}, 4 * 10)])
+@pytest.mark.parametrize(
+    ("inputs", "rows"),
+    [({}, 2 * 2 + 4 * 8), ({"start_step": 10}, 2 * 10), ({"foreground_words": "cat", "source_text": SOURCE}, 4 * 10)],
+)
 def test_rows_of_masactrl(invert, masactrl, counted, inputs, rows):
     trajectory, embeddings, _ = invert("direct")
     counted.rows = 0
@@ -338,7 +425,9 @@ def test_foreground_takes_no_content_from_elsewhere(invert, masactrl):
 @pytest.mark.parametrize("method", METHODS)
 def test_bam_edits_any_inversion(invert, execute, model, encode, method):
     trajectory, embeddings, reconstruction = invert(method)
-    bam = lambda e, **inputs: execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=e, cfg=CFG, **inputs)[0]["samples"]  # noqa: E731
+    bam = lambda e, **inputs: execute(
+        "BaretBAMEdit", model=model, trajectory=trajectory, embeddings=e, cfg=CFG, **inputs
+    )[0]["samples"]  # noqa: E731
     if method != "direct":
         close(bam(embeddings), reconstruction["samples"])
     (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=encode(TARGET))
@@ -347,7 +436,15 @@ def test_bam_edits_any_inversion(invert, execute, model, encode, method):
 
 def test_edits_of_a_tuned_text(execute, model, encode, text, picture, p2p, masactrl):
     trajectory, embeddings, reconstruction = execute(
-        "BaretTTISInversion", model=model, positive=encode(TARGET), negative=text(9), latent=picture(), steps=STEPS, cfg=CFG, iterations=2, learning_rate=0.05
+        "BaretTTISInversion",
+        model=model,
+        positive=encode(TARGET),
+        negative=text(9),
+        latent=picture(),
+        steps=STEPS,
+        cfg=CFG,
+        iterations=2,
+        learning_rate=0.05,
     )
     for each in (p2p(trajectory, embeddings, source_text=TARGET)[0], masactrl(trajectory, embeddings)):
         assert torch.isfinite(each).all() and (each - reconstruction["samples"]).abs().max() > 1e-3
@@ -366,11 +463,19 @@ def test_texts_of_several_windows(invert, p2p, masactrl):
     long = "5 a big red dog that runs over a meadow with flowers and a tree"
     trajectory, embeddings, reconstruction = invert("DDIM", source=long)
     assert embeddings.tuned.shape[2] == 24
-    close(p2p(trajectory, embeddings, source_text=long, target_text=long, blend_words="tree")[0], reconstruction["samples"], 1e-4)
+    close(
+        p2p(trajectory, embeddings, source_text=long, target_text=long, blend_words="tree")[0],
+        reconstruction["samples"],
+        1e-4,
+    )
     short = p2p(trajectory, embeddings, source_text=long, blend_words="tree, cat", reweight="cat:2")[0]
     trajectory, embeddings, _ = invert("DDIM")
     longer = p2p(trajectory, embeddings, target_text=long, blend_words="tree", reweight="tree:2")[0]
-    for edit in (short, longer, masactrl(trajectory, embeddings, target_text=long, source_text=SOURCE, foreground_words="dog, tree")):
+    for edit in (
+        short,
+        longer,
+        masactrl(trajectory, embeddings, target_text=long, source_text=SOURCE, foreground_words="dog, tree"),
+    ):
         assert torch.isfinite(edit).all() and (edit - reconstruction["samples"]).abs().max() > 1e-2
 
 
@@ -378,7 +483,11 @@ def test_progress_and_previews(invert, null_text, p2p, masactrl, monkeypatch):
     import latent_preview
 
     seen = []
-    monkeypatch.setattr(latent_preview, "prepare_callback", lambda model, steps: lambda step, x0, x, total: seen.append((step, total, x0.shape)))
+    monkeypatch.setattr(
+        latent_preview,
+        "prepare_callback",
+        lambda model, steps: lambda step, x0, x, total: seen.append((step, total, x0.shape)),
+    )
     for method, total in zip(METHODS, (STEPS, 2 * STEPS, 2 * STEPS)):
         inversion = invert(method)[:2]
         assert seen == [(step, total, (1, 4, 8, 12)) for step in range(total)]
@@ -393,9 +502,14 @@ def test_progress_and_previews(invert, null_text, p2p, masactrl, monkeypatch):
 
 def test_stock_samplers_refuse_what_they_cannot_redraw(invert, execute):
     trajectory, embeddings, _ = invert("direct")
-    with pytest.raises(ValueError, match="Embeddings to Sampler: the trajectory is of direct inversion, which adds back .* choose process target"):
+    with pytest.raises(
+        ValueError,
+        match="Embeddings to Sampler: the trajectory is of direct inversion, which adds back .* choose process target",
+    ):
         execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction")
-    assert execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="target")[2].shape == (STEPS + 1,)
+    assert execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="target")[2].shape == (
+        STEPS + 1,
+    )
 
 
 # --- bad input ---
@@ -404,13 +518,19 @@ def test_stock_samplers_refuse_what_they_cannot_redraw(invert, execute):
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"source_text": "3 another text"}, "Prompt-to-Prompt Edit: source_text is not the text that the picture was inverted with; write the same text"),
+        (
+            {"source_text": "3 another text"},
+            "Prompt-to-Prompt Edit: source_text is not the text that the picture was inverted with; write the same text",
+        ),
         ({"reweight": "horse:2"}, "Prompt-to-Prompt Edit: 'horse' is not in target_text; its words are: 2 a red cat"),
         ({"reweight": "cat"}, "Prompt-to-Prompt Edit: reweight holds 'cat'; words and numbers such as"),
         ({"reweight": "cat:nan"}, "reweight holds 'cat:nan'"),
         ({"word_shares": "cat:2"}, "Prompt-to-Prompt Edit: cross_share is 2.0; it is a share of the steps"),
         ({"blend_words": "horse, cat"}, "Prompt-to-Prompt Edit: 'horse' of blend_words is in neither text"),
-        ({"alignment": "replace", "target_text": "2 a cat"}, "Prompt-to-Prompt Edit: source_text has 4 words and target_text 3, and replace exchanges them one for one"),
+        (
+            {"alignment": "replace", "target_text": "2 a cat"},
+            "Prompt-to-Prompt Edit: source_text has 4 words and target_text 3, and replace exchanges them one for one",
+        ),
         ({"self_share": 1.5}, "self_share is 1.5"),
         ({"mask": torch.ones(2, 64, 96)}, "Prompt-to-Prompt Edit: 2 masks came for 1 image"),
     ],
@@ -424,9 +544,15 @@ def test_bad_input_of_prompt_to_prompt(invert, p2p, inputs, sentence):
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"first_block": 10}, "MasaCtrl Edit: first_block is 10 and this model has 7 transformer blocks, 0 to 6; its decoder begins at 3"),
+        (
+            {"first_block": 10},
+            "MasaCtrl Edit: first_block is 10 and this model has 7 transformer blocks, 0 to 6; its decoder begins at 3",
+        ),
         ({"foreground_words": "dog", "source_text": "3 a dog"}, "MasaCtrl Edit: source_text is not the text"),
-        ({"foreground_words": "horse", "source_text": SOURCE}, "MasaCtrl Edit: 'horse' of foreground_words is in neither text"),
+        (
+            {"foreground_words": "horse", "source_text": SOURCE},
+            "MasaCtrl Edit: 'horse' of foreground_words is in neither text",
+        ),
     ],
 )
 def test_bad_input_of_masactrl(invert, masactrl, inputs, sentence):

@@ -11,7 +11,14 @@ diffusers = pytest.importorskip("diffusers", reason="dev/test.py installs it")
 from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 
 STEPS, TOKENS, WIDTH, CFG = 8, 6, 24, 4.0
-SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+SD15 = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 BLOCKS = 7
 
 
@@ -29,12 +36,29 @@ def unets(make_model):
         ours = model.model.diffusion_model
         for name, weight in list(ours.named_parameters()):
             module, _, leaf = name.rpartition(".")
-            ours.get_submodule(module)._parameters[leaf] = torch.nn.Parameter(weight.detach().clone().double(), requires_grad=False)
-        theirs = diffusers.UNet2DConditionModel(
-            sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=4,
-            down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        ).double().requires_grad_(False)
-        config = {"num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1]}
+            ours.get_submodule(module)._parameters[leaf] = torch.nn.Parameter(
+                weight.detach().clone().double(), requires_grad=False
+            )
+        theirs = (
+            diffusers.UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(32, 64),
+                layers_per_block=1,
+                cross_attention_dim=WIDTH,
+                attention_head_dim=4,
+                down_block_types=("CrossAttnDownBlock2D",) * 2,
+                up_block_types=("CrossAttnUpBlock2D",) * 2,
+            )
+            .double()
+            .requires_grad_(False)
+        )
+        config = {
+            "num_res_blocks": [1, 1],
+            "channel_mult": [1, 2],
+            "transformer_depth": [1, 1],
+            "transformer_depth_middle": 1,
+            "transformer_depth_output": [1, 1, 1, 1],
+        }
         names = comfy.utils.unet_to_diffusers(config)
         state = ours.state_dict()
         theirs.load_state_dict({name: state[names[name]] for name in theirs.state_dict()})
@@ -79,7 +103,12 @@ def core(pack, unets):
         if hooks is not None:
             options["transformer_options"]["patches_replace"] = attention.replacements({}, hooks, blocks)
         rows = torch.cat([x / (1 + sigma**2) ** 0.5] * len(texts))
-        eps = model.model.diffusion_model(rows, torch.full([len(rows)], times[sigma]), torch.cat([e for _, e in texts]), transformer_options=options["transformer_options"])
+        eps = model.model.diffusion_model(
+            rows,
+            torch.full([len(rows)], times[sigma]),
+            torch.cat([e for _, e in texts]),
+            transformer_options=options["transformer_options"],
+        )
         found = dict(zip([label for label, _ in texts], eps.chunk(len(texts))))
         return found.get(0), found.get(1)
 
@@ -112,9 +141,18 @@ def guided_step(theirs, scheduler, z, t, text, null):
 
 def inversion_of(core, pivots, texts, latents, **changes):
     values = core.module("values")
-    trajectory = values.Trajectory(pivots, latents, core.schedule, CFG, values.ModelFamily("epsilon", 4, WIDTH, 14.6, 0.18215))
+    trajectory = values.Trajectory(
+        pivots, latents, core.schedule, CFG, values.ModelFamily("epsilon", 4, WIDTH, 14.6, 0.18215)
+    )
     zeros = torch.zeros(STEPS, 1)
-    given = {"tuned": texts[0].expand(STEPS, -1, -1, -1), "target": texts[1], "negative": texts[2], "eta": torch.ones(STEPS), "losses": zeros, "updates": zeros.long()}
+    given = {
+        "tuned": texts[0].expand(STEPS, -1, -1, -1),
+        "target": texts[1],
+        "negative": texts[2],
+        "eta": torch.ones(STEPS),
+        "losses": zeros,
+        "updates": zeros.long(),
+    }
     return trajectory, values.Embeddings(**{**given, **changes})
 
 
@@ -200,23 +238,36 @@ def test_masactrl(core, inversion, reference, start, first_block):
             k, v = (torch.cat([t[0:1], t[0:1], t[2:3], t[2:3]]) for t in (k, v))
         return k, v
 
-    got = core.module("masactrl").masactrl(core.predict, *inversion, guidance_scale=CFG, start_step=start, first_block=first_block)
+    got = core.module("masactrl").masactrl(
+        core.predict, *inversion, guidance_scale=CFG, start_step=start, first_block=first_block
+    )
     wanted = reference(before)
     close(got, wanted)
     if start < STEPS:
-        assert (wanted - reference()).abs().max() > 1e-2, "the borrowed content must make a difference for this to mean anything"
+        assert (wanted - reference()).abs().max() > 1e-2, (
+            "the borrowed content must make a difference for this to mean anything"
+        )
 
 
 def prompts(core, source, target):
     """Tokens of two texts of words of one letter each between a start and an end; the rest is padding."""
     Tokens = core.module("prompts").Tokens
-    return [Tokens(("<", *words, *">" * (TOKENS - 1 - len(words))), tuple((w, (n + 1,)) for n, w in enumerate(words))) for words in (source, target)]
+    return [
+        Tokens(("<", *words, *">" * (TOKENS - 1 - len(words))), tuple((w, (n + 1,)) for n, w in enumerate(words)))
+        for words in (source, target)
+    ]
 
 
 @pytest.mark.parametrize("self_share", [0.0, 0.5])
 @pytest.mark.parametrize(
     ("kind", "source", "target", "weights"),
-    [("replace", "abc", "axc", None), ("refine", "abc", "abxc", None), ("refine", "abxc", "ac", None), ("replace", "abc", "abc", [1, 1, 3.0, 1, 1, 1]), ("refine", "abc", "xabc", [1, 0.5, 1, 0, 1, 1])],
+    [
+        ("replace", "abc", "axc", None),
+        ("refine", "abc", "abxc", None),
+        ("refine", "abxc", "ac", None),
+        ("replace", "abc", "abc", [1, 1, 3.0, 1, 1, 1]),
+        ("refine", "abc", "xabc", [1, 0.5, 1, 0, 1, 1]),
+    ],
 )
 def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weights, self_share):
     """The published controllers: AttentionReplace, AttentionRefine, AttentionReweight, and the shared self-attention maps."""
@@ -227,13 +278,22 @@ def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weig
     matrix = getattr(p2p, kind)(source, target).double()
 
     if kind == "refine":
-        partner = {"abxc": [0, 1, 2, None, 3, 4], "ac": [0, 1, 4, 5, 5, 5], "xabc": [0, None, 1, 2, 3, 4]}["".join(w for w, _ in target.words)]
-        mapper, alphas = torch.tensor([p or 0 for p in partner]), torch.tensor([float(p is not None) for p in partner]).double()
+        partner = {"abxc": [0, 1, 2, None, 3, 4], "ac": [0, 1, 4, 5, 5, 5], "xabc": [0, None, 1, 2, 3, 4]}[
+            "".join(w for w, _ in target.words)
+        ]
+        mapper, alphas = (
+            torch.tensor([p or 0 for p in partner]),
+            torch.tensor([float(p is not None) for p in partner]).double(),
+        )
 
     def change(at, maps):
         source_maps, own = maps[2], maps[3]
         if at.is_cross:
-            base = source_maps @ torch.eye(TOKENS).double() if kind == "replace" else source_maps[..., mapper] * alphas + own * (1 - alphas)
+            base = (
+                source_maps @ torch.eye(TOKENS).double()
+                if kind == "replace"
+                else source_maps[..., mapper] * alphas + own * (1 - alphas)
+            )
             on = (at.step < torch.floor(shares * STEPS + 0.5)).double()
             own = base * weights * on + own * (1 - on)
         elif at.step < self_share * STEPS and own.shape[-1] <= 24:
@@ -241,7 +301,9 @@ def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weig
         return torch.cat([maps[:3], own[None]])
 
     cross = p2p.CrossEdit(matrix, shares, weights)
-    got, _ = p2p.prompt_to_prompt(core.predict, *inversion, cross, guidance_scale=CFG, self_share=self_share, max_tokens=24)
+    got, _ = p2p.prompt_to_prompt(
+        core.predict, *inversion, cross, guidance_scale=CFG, self_share=self_share, max_tokens=24
+    )
     wanted = reference(change=change)
     close(got, wanted)
     assert (wanted - reference()).abs().max() > 1e-3
@@ -254,7 +316,17 @@ def test_null_text_inversion(core, unets, scheduler, pivots, texts, stop):
     rate, iterations = 0.05, 4
     with torch.inference_mode(False):
         rule = rules.Adam(rate, decay=1 / (2 * STEPS), test_after=True)
-        got = inversion.null_text(core.predict, pivots, texts[0], texts[2], core.schedule, guidance_scale=CFG, rule=rule, iterations=iterations, stop=inversion.StopRule(*stop))
+        got = inversion.null_text(
+            core.predict,
+            pivots,
+            texts[0],
+            texts[2],
+            core.schedule,
+            guidance_scale=CFG,
+            rule=rule,
+            iterations=iterations,
+            stop=inversion.StopRule(*stop),
+        )
 
         theirs, z, null = unets[1], pivots[0], texts[2]
         counts = []

@@ -5,7 +5,10 @@ import inspect
 import pytest
 
 CONTRACT = {
-    "BaretTTISInversion": ("model positive negative latent steps cfg iterations learning_rate stop_threshold stop_growth inversion_text step_rule", "trajectory embeddings reconstruction"),
+    "BaretTTISInversion": (
+        "model positive negative latent steps cfg iterations learning_rate stop_threshold stop_growth inversion_text step_rule",
+        "trajectory embeddings reconstruction",
+    ),
     "BaretTransitionEmbedding": ("embeddings eta_start eta_end positive", "embeddings"),
     "BaretBAMEdit": ("model trajectory embeddings tau_sa tau_ca cfg passes max_resolution mask auto_mask", "edit"),
     "BaretToSampler": ("embeddings trajectory process", "positive negative sigmas latent"),
@@ -13,7 +16,8 @@ CONTRACT = {
     "BaretLoadInversion": ("file", "trajectory embeddings"),
     "BaretLabelledGrid": (" ".join(f"image_{n}" for n in range(1, 10)) + " labels columns", "grid"),
     "BaretNullTextInversion": (
-        "model positive negative latent steps cfg iterations step_rule learning_rate stop_threshold stop_growth", "trajectory embeddings reconstruction"
+        "model positive negative latent steps cfg iterations step_rule learning_rate stop_threshold stop_growth",
+        "trajectory embeddings reconstruction",
     ),
     "BaretInversion": ("model positive negative latent method steps cfg", "trajectory embeddings reconstruction"),
     "BaretPromptToPromptEdit": (
@@ -21,20 +25,64 @@ CONTRACT = {
         "blend_start word_shares max_resolution mask",
         "edit mask",
     ),
-    "BaretMasaCtrlEdit": ("model clip trajectory embeddings target_text start_step first_block cfg foreground_words source_text foreground_threshold mask", "edit"),
+    "BaretMasaCtrlEdit": (
+        "model clip trajectory embeddings target_text start_step first_block cfg foreground_words source_text foreground_threshold mask",
+        "edit",
+    ),
     "BaretInversionReport": ("trajectory embeddings", "report text"),
-    "BaretEditMetrics": ("source edit mask clip_vision clip text", "captioned report psnr ssim clip_score psnr_inside ssim_inside psnr_outside ssim_outside"),
-    "BaretEditSweep": ("model trajectory embeddings vae eta_ranges tau_sa tau_ca cfg passes max_resolution mask auto_mask", "grid edits"),
-    "BaretAttentionMaps": ("model trajectory embeddings clip vae text words tau_sa tau_ca cfg start_percent end_percent resolutions", "maps masks report"),
+    "BaretEditMetrics": (
+        "source edit mask clip_vision clip text",
+        "captioned report psnr ssim clip_score psnr_inside ssim_inside psnr_outside ssim_outside",
+    ),
+    "BaretEditSweep": (
+        "model trajectory embeddings vae eta_ranges tau_sa tau_ca cfg passes max_resolution mask auto_mask",
+        "grid edits",
+    ),
+    "BaretAttentionMaps": (
+        "model trajectory embeddings clip vae text words tau_sa tau_ca cfg start_percent end_percent resolutions",
+        "maps masks report",
+    ),
 }
 DEFAULTS = {
-    "BaretTTISInversion": {"steps": 50, "cfg": 7.5, "iterations": 1, "learning_rate": 1e-3, "stop_threshold": 1e-5, "stop_growth": 2e-5, "inversion_text": "target", "step_rule": "secant"},
-    "BaretNullTextInversion": {"steps": 50, "cfg": 7.5, "iterations": 10, "step_rule": "adam", "learning_rate": 1e-2, "stop_threshold": 1e-5, "stop_growth": 2e-5},
+    "BaretTTISInversion": {
+        "steps": 50,
+        "cfg": 7.5,
+        "iterations": 1,
+        "learning_rate": 1e-3,
+        "stop_threshold": 1e-5,
+        "stop_growth": 2e-5,
+        "inversion_text": "target",
+        "step_rule": "secant",
+    },
+    "BaretNullTextInversion": {
+        "steps": 50,
+        "cfg": 7.5,
+        "iterations": 10,
+        "step_rule": "adam",
+        "learning_rate": 1e-2,
+        "stop_threshold": 1e-5,
+        "stop_growth": 2e-5,
+    },
     "BaretInversion": {"method": "direct", "steps": 50, "cfg": 7.5},
-    "BaretPromptToPromptEdit": {"alignment": "refine", "cross_share": 0.4, "self_share": 0.6, "cfg": 7.5, "blend_threshold": 0.3, "blend_start": 0.2, "max_resolution": 32},
+    "BaretPromptToPromptEdit": {
+        "alignment": "refine",
+        "cross_share": 0.4,
+        "self_share": 0.6,
+        "cfg": 7.5,
+        "blend_threshold": 0.3,
+        "blend_start": 0.2,
+        "max_resolution": 32,
+    },
     "BaretMasaCtrlEdit": {"start_step": 4, "first_block": 10, "cfg": 7.5, "foreground_threshold": 0.1},
     "BaretTransitionEmbedding": {"eta_start": 0.8, "eta_end": 0.1},
-    "BaretBAMEdit": {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "passes": "conditional", "max_resolution": 0, "auto_mask": 0.0},
+    "BaretBAMEdit": {
+        "tau_sa": 0.3,
+        "tau_ca": 0.6,
+        "cfg": 7.5,
+        "passes": "conditional",
+        "max_resolution": 0,
+        "auto_mask": 0.0,
+    },
 }
 
 
@@ -62,7 +110,11 @@ def test_schemas_and_execute_agree(pack):
 def test_everything_is_explained(pack):
     for node in pack.nodes.values():
         schema = node.define_schema()
-        assert schema.category == "BARET" and schema.description and {"edit", "inversion", "DDIM", "prompt to prompt", "real image"} <= set(schema.search_aliases)
+        assert (
+            schema.category == "BARET"
+            and schema.description
+            and {"edit", "inversion", "DDIM", "prompt to prompt", "real image"} <= set(schema.search_aliases)
+        )
         for entry in [*schema.inputs, *schema.outputs]:
             assert entry.tooltip and entry.tooltip.endswith("."), f"{schema.node_id}.{entry.id} has no tooltip"
 

@@ -15,7 +15,15 @@ def predict_in(pack, model):
         schedule = values.make_schedule(model.get_model_object("model_sampling").sigmas, 4)
         text = torch.zeros(B, texts, 24)
         with torch.inference_mode():
-            return run.sample(model, lambda predict, device: loop(predict), positive=(text, {}), negative=(text, {}), rows=3 * B, shape=(4, 8, 12), schedule=schedule)
+            return run.sample(
+                model,
+                lambda predict, device: loop(predict),
+                positive=(text, {}),
+                negative=(text, {}),
+                rows=3 * B,
+                shape=(4, 8, 12),
+                schedule=schedule,
+            )
 
     return call
 
@@ -54,14 +62,18 @@ def test_equals_explicit_attention(pack, model, predict_in, monkeypatch, uncond,
 
     if apart:
         monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
-    sharing = pack.modules["baret_ops.attention"].Sharing(processes=3, self_from=(2, 1, 2), cross_from=(1, 1, 2), max_tokens=max_tokens, uncond=uncond)
+    sharing = pack.modules["baret_ops.attention"].Sharing(
+        processes=3, self_from=(2, 1, 2), cross_from=(1, 1, 2), max_tokens=max_tokens, uncond=uncond
+    )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3 * B, 4, 8, 12, generator=generator) * 5
     cond, uncond_text = torch.randn(2, 3 * B, 6, 24, generator=generator)
 
     shared = predict_in(lambda predict: predict(x, 5.0, cond=cond, uncond=uncond_text, sharing=sharing))
     labels = []
-    wanted = predict_in(lambda predict: predict(x, 5.0, cond=cond, uncond=uncond_text), explicit(model, sharing, labels))
+    wanted = predict_in(
+        lambda predict: predict(x, 5.0, cond=cond, uncond=uncond_text), explicit(model, sharing, labels)
+    )
     assert set(labels) == {0, 1}
     for got, want in zip(shared, wanted):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -85,8 +97,12 @@ def test_every_block_is_met_once_a_call(pack, model, execute, text, picture, mon
     fired = {"share_self": [], "share_cross": []}
     for name, seen in fired.items():
         real = getattr(sharing, name)
-        monkeypatch.setattr(sharing, name, lambda self, n, *rest, real=real, seen=seen: seen.append(n.shape[1]) or real(self, n, *rest))
-    trajectory, embeddings, _ = execute("BaretTTISInversion", model=model, positive=text(1), negative=text(2), latent=picture(), steps=10, iterations=0)
+        monkeypatch.setattr(
+            sharing, name, lambda self, n, *rest, real=real, seen=seen: seen.append(n.shape[1]) or real(self, n, *rest)
+        )
+    trajectory, embeddings, _ = execute(
+        "BaretTTISInversion", model=model, positive=text(1), negative=text(2), latent=picture(), steps=10, iterations=0
+    )
     assert fired == {"share_self": [], "share_cross": []}
     (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings)
     execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=moving)

@@ -13,7 +13,16 @@ def close(a, b, relative):
 @pytest.fixture
 def inversion(execute, model, text, picture):
     def call(steps=STEPS, **inputs):
-        given = {"model": model, "positive": text(1), "negative": text(2), "latent": picture(), "steps": steps, "cfg": CFG, "learning_rate": 0.05, "iterations": 2}
+        given = {
+            "model": model,
+            "positive": text(1),
+            "negative": text(2),
+            "latent": picture(),
+            "steps": steps,
+            "cfg": CFG,
+            "learning_rate": 0.05,
+            "iterations": 2,
+        }
         trajectory, embeddings, _ = execute("BaretTTISInversion", **{**given, **inputs})
         return trajectory, execute("BaretTransitionEmbedding", embeddings=embeddings)[0]
 
@@ -29,23 +38,47 @@ def processes(pack, execute, model):
             return trajectory.latents[-1] / trajectory.family.latent_scale
 
         if process == "target":
-            return execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings, tau_sa=0.0, tau_ca=0.0, cfg=CFG)[0]["samples"]
+            return execute(
+                "BaretBAMEdit",
+                model=model,
+                trajectory=trajectory,
+                embeddings=embeddings,
+                tau_sa=0.0,
+                tau_ca=0.0,
+                cfg=CFG,
+            )[0]["samples"]
         # The transition: what TTIS samples without updates when its text changes by step.
-        ttis, schedule = pack.modules["baret_ops.inversion"], trajectory.schedule
+        ttis, schedule = pack.modules["baret_ops.inversions.tuning"], trajectory.schedule
         step = iter(range(schedule.steps))
 
         class Fixed:
             def __call__(self, task, embedding, memory):
                 e = embeddings.transition(next(step))
                 r = task.residual(e, list(range(e.shape[0])), gradient=False)
-                return pack.modules["baret_ops.step_rules"].Found(e, r, task.losses(r), torch.zeros(e.shape[0], dtype=torch.int64))
+                return pack.modules["baret_ops.inversions.step_rules"].Found(
+                    e, r, task.losses(r), torch.zeros(e.shape[0], dtype=torch.int64)
+                )
 
         def loop(predict, device):
-            return ttis.ttis(predict, trajectory.pivots, embeddings.target, embeddings.negative, schedule, guidance_scale=CFG, rule=Fixed())
+            return ttis.ttis(
+                predict,
+                trajectory.pivots,
+                embeddings.target,
+                embeddings.negative,
+                schedule,
+                guidance_scale=CFG,
+                rule=Fixed(),
+            )
 
         with torch.inference_mode():
             tuning = pack.modules["host.run"].sample(
-                model, loop, positive=(embeddings.target, {}), negative=(embeddings.negative, {}), rows=1, shape=trajectory.pivots.shape[2:], schedule=schedule
+                model,
+                loop,
+                positive=(embeddings.target, {}),
+                negative=(embeddings.negative, {}),
+                rows=1,
+                shape=trajectory.pivots.shape[2:],
+                schedule=schedule,
             )
         return tuning.latents[-1] / trajectory.family.latent_scale
 
@@ -58,11 +91,15 @@ def test_sampler_custom_advanced_agrees(inversion, processes, execute, model, pi
     from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, KSamplerSelect, SamplerCustomAdvanced
 
     trajectory, embeddings = inversion(latent=picture(images=images))
-    positive, negative, sigmas, latent = execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process=process)
+    positive, negative, sigmas, latent = execute(
+        "BaretToSampler", embeddings=embeddings, trajectory=trajectory, process=process
+    )
     assert len(positive) == STEPS and len(sigmas) == STEPS + 1
     with torch.inference_mode():
         (guider,) = CFGGuider.execute(model, positive, negative, CFG).args
-        out, _ = SamplerCustomAdvanced.execute(DisableNoise.execute().args[0], guider, KSamplerSelect.execute("euler").args[0], sigmas, latent).args
+        out, _ = SamplerCustomAdvanced.execute(
+            DisableNoise.execute().args[0], guider, KSamplerSelect.execute("euler").args[0], sigmas, latent
+        ).args
     # Samplers end in x-form, ours in VP form: at the last level they differ by sqrt(1 + sigma**2), 0.04 %.
     close(out["samples"] / trajectory.schedule.scale(STEPS), processes(trajectory, embeddings, process), 1e-4)
     close(out["samples"], processes(trajectory, embeddings, process), 1e-3)
@@ -76,21 +113,31 @@ def test_each_step_has_its_own_entry_at_any_count(pack):
     sampling = comfy.model_sampling.ModelSamplingDiscrete()
     for steps in (2, 7, 50, 143, 999):
         schedule = pack.modules["baret_ops.schedule"].make_schedule(sampling.sigmas, steps)
-        entries = pack.modules["host.conditioning"].per_step([torch.full((1, 1, 1), float(i)) for i in range(steps)], {}, schedule)
+        entries = pack.modules["host.conditioning"].per_step(
+            [torch.full((1, 1, 1), float(i)) for i in range(steps)], {}, schedule
+        )
         conds = [{"cross_attn": text, "model_conds": {}, "uuid": None, **options} for text, options in entries]
         comfy.samplers.calculate_start_end_timesteps(type("Model", (), {"model_sampling": sampling}), conds)
         x = torch.zeros(1, 4, 2, 2)
         for i in range(steps):
             sigma = schedule.sigmas[i].float().reshape(1)
-            active = [float(cond["cross_attn"]) for cond in conds if comfy.samplers.get_area_and_mult(cond, x, sigma) is not None]
+            active = [
+                float(cond["cross_attn"])
+                for cond in conds
+                if comfy.samplers.get_area_and_mult(cond, x, sigma) is not None
+            ]
             assert active == [float(i)]
 
 
 def test_ksampler_advanced_agrees_at_fifty_steps(inversion, processes, execute, model, host):
     """ddim_uniform has our times at 50 steps but ends at sigma 0: the last step differs, by little."""
     trajectory, embeddings = inversion(steps=50, iterations=1)
-    positive, negative, _, latent = execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction")
+    positive, negative, _, latent = execute(
+        "BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction"
+    )
     with torch.inference_mode():
-        (out,) = host.nodes.KSamplerAdvanced().sample(model, "disable", 0, 50, CFG, "euler", "ddim_uniform", positive, negative, latent, 0, 50, "disable")
+        (out,) = host.nodes.KSamplerAdvanced().sample(
+            model, "disable", 0, 50, CFG, "euler", "ddim_uniform", positive, negative, latent, 0, 50, "disable"
+        )
     ours = processes(trajectory, embeddings, "reconstruction")
     assert float((out["samples"] - ours).norm() / ours.norm()) < 0.02

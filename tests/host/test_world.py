@@ -15,7 +15,10 @@ def psnr(a, b, where=None):
 
 def done_of(edit, codec, ideal, where):
     """0 where the edit is still the source (as its codec gives it), 1 where it is the ideal."""
-    return float(((edit - codec) * (ideal - codec) * where[..., None]).sum() / ((ideal - codec).square() * where[..., None]).sum())
+    return float(
+        ((edit - codec) * (ideal - codec) * where[..., None]).sum()
+        / ((ideal - codec).square() * where[..., None]).sum()
+    )
 
 
 def reloaded(model):
@@ -52,7 +55,12 @@ def scene(execute):
 @pytest.fixture
 def invert(world, execute):
     def call(picture, text, model=None, **inputs):
-        given = {"model": model or world.model, "positive": world.encode(text), "negative": world.encode(""), "latent": world.latent(picture)}
+        given = {
+            "model": model or world.model,
+            "positive": world.encode(text),
+            "negative": world.encode(""),
+            "latent": world.latent(picture),
+        }
         return execute("BaretTTISInversion", **{**given, **inputs})
 
     return call
@@ -68,7 +76,9 @@ def test_the_codec_keeps_pictures_of_any_size(world, scene):
 
 def test_pictures_of_other_sizes_are_inverted_and_edited(world, invert, execute):
     picture = torch.rand(1, 99, 137, 3)
-    assert world.decode(world.latent(picture)).shape == (1, 96, 136, 3), "sides that are no multiple of 8 are cropped, as the host does"
+    assert world.decode(world.latent(picture)).shape == (1, 96, 136, 3), (
+        "sides that are no multiple of 8 are cropped, as the host does"
+    )
     trajectory, embeddings, _ = invert(picture, "a red dog", steps=2, iterations=1)
     (edit,) = execute("BaretBAMEdit", model=world.model, trajectory=trajectory, embeddings=embeddings, auto_mask=0.01)
     assert edit["samples"].shape == (1, 4, 12, 17) and torch.isfinite(edit["samples"]).all()
@@ -77,7 +87,11 @@ def test_pictures_of_other_sizes_are_inverted_and_edited(world, invert, execute)
 def test_a_text_longer_than_a_window_is_inverted_with(invert, scene):
     picture, caption, _ = scene(3)
     trajectory, embeddings, _ = invert(picture, ", ".join([caption] * 5), steps=2, iterations=1)
-    assert embeddings.tuned.shape[2] > 32 and embeddings.tuned.shape[2] % 32 == 0 and torch.isfinite(trajectory.latents).all()
+    assert (
+        embeddings.tuned.shape[2] > 32
+        and embeddings.tuned.shape[2] % 32 == 0
+        and torch.isfinite(trajectory.latents).all()
+    )
 
 
 def test_bfloat16_does_what_float32_does(world, invert, scene, execute):
@@ -117,7 +131,9 @@ def test_stock_sampling_lora_and_clones_work(world, host):
     def sample(model):
         latent = {"samples": torch.zeros(1, 4, 16, 16)}
         with torch.inference_mode():
-            return host.nodes.KSampler().sample(model, 1, 4, 4.0, "euler", "normal", world.encode("a red dog"), world.encode(""), latent, 1.0)[0]["samples"]
+            return host.nodes.KSampler().sample(
+                model, 1, 4, 4.0, "euler", "normal", world.encode("a red dog"), world.encode(""), latent, 1.0
+            )[0]["samples"]
 
     before = sample(world.model)
     assert torch.equal(sample(reloaded(world.model)), before), "a reload from disk is the same model"
@@ -141,10 +157,16 @@ def test_a_scene_is_its_seed(scene, execute):
 @pytest.fixture
 def broken(pack, tmp_path):
     """The world's module for loading, and where a damaged file of weights may lie."""
-    return import_module(pack.root.__name__ + ".world.model"), tmp_path / "world.safetensors"
+    return import_module(pack.root.__name__ + ".host.world"), tmp_path / "world.safetensors"
 
 
-@pytest.mark.parametrize("damage, sentence", [(lambda b: b[: len(b) // 2], "damaged or cut short"), (lambda b: b.replace(b'"baret_world":"1"', b'"baret_world":"9"'), "version 9")])
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [
+        (lambda b: b[: len(b) // 2], "damaged or cut short"),
+        (lambda b: b.replace(b'"baret_world":"1"', b'"baret_world":"9"'), "version 9"),
+    ],
+)
 def test_weights_that_do_not_fit_are_refused(broken, damage, sentence):
     model, path = broken
     path.write_bytes(damage(model.WEIGHTS.read_bytes()))
@@ -152,7 +174,14 @@ def test_weights_that_do_not_fit_are_refused(broken, damage, sentence):
         model.load(path)
 
 
-@pytest.mark.parametrize("part, name", [("UNet", "unet.out.2.weight"), ("text side", "text.text_model.final_layer_norm.bias"), ("codec", "codec.decoder.0.bias")])
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ("UNet", "unet.out.2.weight"),
+        ("text side", "text.text_model.final_layer_norm.bias"),
+        ("codec", "codec.decoder.0.bias"),
+    ],
+)
 @pytest.mark.parametrize("change", ["lacks", "has another shape of", "has more than"])
 def test_weights_that_are_not_whole_are_refused(broken, part, name, change):
     from safetensors.torch import save_file
@@ -163,7 +192,10 @@ def test_weights_that_are_not_whole_are_refused(broken, part, name, change):
     if change != "lacks":
         tensors[name if change == "has another shape of" else name + "2"] = torch.cat([tensor, tensor])
     save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match=f"1 tensors of its {part} are missing, too many or of another shape, first .*; use the file that came"):
+    with pytest.raises(
+        ValueError,
+        match=f"1 tensors of its {part} are missing, too many or of another shape, first .*; use the file that came",
+    ):
         model.load(path)
 
 
@@ -172,7 +204,10 @@ def test_weights_without_their_metadata_are_refused(broken):
 
     model, path = broken
     tensors, _ = model.read()
-    for metadata, sentence in (({}, "holds no BARET world"), ({"baret_world": model.FORMAT, "latent_rgb": "[]"}, "lacks vocabulary in its metadata")):
+    for metadata, sentence in (
+        ({}, "holds no BARET world"),
+        ({"baret_world": model.FORMAT, "latent_rgb": "[]"}, "lacks vocabulary in its metadata"),
+    ):
         save_file(tensors, path, metadata)
         with pytest.raises(ValueError, match=sentence):
             model.load(path)
@@ -204,12 +239,20 @@ class TestEdits:
                 trajectory, embeddings, reconstruction = done[key]
                 eta = dials.pop("eta", (0.4, 0.0))  # what the evidence chose for poses on this world
                 (blended,) = nodes["TransitionEmbedding"](embeddings, *eta).args
-                (edit,) = nodes["BAMEdit"](model, trajectory, blended, **{"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, **dials}).args
+                (edit,) = nodes["BAMEdit"](
+                    model, trajectory, blended, **{"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, **dials}
+                ).args
             codec = world.decode(world.latent(source))
             ideal = world.decode(world.latent(target))
             either = torch.maximum(mask, target_mask)
             edit, reconstruction = world.decode(edit), world.decode(reconstruction)
-            return SimpleNamespace(codec=codec, edit=edit, reconstruction=reconstruction, done=done_of(edit, codec, ideal, either), outside=psnr(edit, codec, 1 - either))
+            return SimpleNamespace(
+                codec=codec,
+                edit=edit,
+                reconstruction=reconstruction,
+                done=done_of(edit, codec, ideal, either),
+                outside=psnr(edit, codec, 1 - either),
+            )
 
         return call
 
@@ -256,13 +299,23 @@ class TestEdits:
         assert rigid < 0.3 < moving - 0.2, (rigid, moving)
 
     def test_more_self_attention_keeps_more(self, run):
-        kept = [self.mean(psnr((r := run(seed, change, tau_sa=tau)).edit, r.codec) for seed, change in self.POSES) for tau in (0.0, 0.3, 1.0)]
+        kept = [
+            self.mean(psnr((r := run(seed, change, tau_sa=tau)).edit, r.codec) for seed, change in self.POSES)
+            for tau in (0.0, 0.3, 1.0)
+        ]
         assert kept[0] < kept[1] < kept[2], kept
 
     def test_a_mask_from_the_text_keeps_more_and_changes_as_much(self, run):
-        pairs = [(run(seed, change, eta=(1.0, 1.0)), run(seed, change, eta=(1.0, 1.0), auto_mask=0.01)) for seed, change in self.COLOURS]
-        assert self.mean(masked.outside - free.outside for free, masked in pairs) > 1.5, [(free.outside, masked.outside) for free, masked in pairs]
-        assert self.mean(masked.done - free.done for free, masked in pairs) > -0.1, [(free.done, masked.done) for free, masked in pairs]
+        pairs = [
+            (run(seed, change, eta=(1.0, 1.0)), run(seed, change, eta=(1.0, 1.0), auto_mask=0.01))
+            for seed, change in self.COLOURS
+        ]
+        assert self.mean(masked.outside - free.outside for free, masked in pairs) > 1.5, [
+            (free.outside, masked.outside) for free, masked in pairs
+        ]
+        assert self.mean(masked.done - free.done for free, masked in pairs) > -0.1, [
+            (free.done, masked.done) for free, masked in pairs
+        ]
 
     def test_outside_a_mask_the_picture_is_the_codecs(self, run):
         mask = torch.zeros(1, 128, 128)
@@ -287,14 +340,32 @@ class TestPeers:
     def edited(self, world, scene, execute):
         def call(seed, change, node, inversion="BaretInversion", inverted=None, **inputs):
             (source, caption, mask), (target, text, target_mask) = scene(seed), scene(seed, **change)
-            given = {"model": world.model, "positive": world.encode(caption), "negative": world.encode(""), "latent": world.latent(source), "steps": 25, **(inverted or {})}
+            given = {
+                "model": world.model,
+                "positive": world.encode(caption),
+                "negative": world.encode(""),
+                "latent": world.latent(source),
+                "steps": 25,
+                **(inverted or {}),
+            }
             trajectory, embeddings, _ = execute(inversion, **given)
             inputs = {name: caption if value == "caption" else value for name, value in inputs.items()}
-            out = execute(node, model=world.model, clip=world.clip, trajectory=trajectory, embeddings=embeddings, target_text=text, **inputs)
+            out = execute(
+                node,
+                model=world.model,
+                clip=world.clip,
+                trajectory=trajectory,
+                embeddings=embeddings,
+                target_text=text,
+                **inputs,
+            )
             codec, either = world.decode(world.latent(source)), torch.maximum(mask, target_mask)
             edit = world.decode(out[0])
             return SimpleNamespace(
-                done=done_of(edit, codec, world.decode(world.latent(target)), either), outside=psnr(edit, codec, 1 - either), animal=mask, changed=out[-1]
+                done=done_of(edit, codec, world.decode(world.latent(target)), either),
+                outside=psnr(edit, codec, 1 - either),
+                animal=mask,
+                changed=out[-1],
             )
 
         return call
@@ -305,10 +376,18 @@ class TestPeers:
 
     def test_null_text_reconstructs(self, world, scene, execute):
         source, caption, _ = scene(14)
-        given = {"model": world.model, "positive": world.encode(caption), "negative": world.encode(""), "latent": world.latent(source), "steps": 25}
+        given = {
+            "model": world.model,
+            "positive": world.encode(caption),
+            "negative": world.encode(""),
+            "latent": world.latent(source),
+            "steps": 25,
+        }
         codec = world.decode(given["latent"])
         tuned = execute("BaretNullTextInversion", **given, step_rule="secant", iterations=1)[2]
-        plain, prompt, direct = (execute("BaretInversion", **given, method=method)[2] for method in ("DDIM", "negative-prompt", "direct"))
+        plain, prompt, direct = (
+            execute("BaretInversion", **given, method=method)[2] for method in ("DDIM", "negative-prompt", "direct")
+        )
         decibels = [psnr(world.decode(each), codec) for each in (plain, prompt, tuned, direct)]
         assert decibels[2] > decibels[0] + 5 and decibels[1] > decibels[0] + 5 and decibels[3] > 60, decibels
 
@@ -317,13 +396,21 @@ class TestPeers:
         done, outside = self.means(free)
         assert done > 0.6 and outside > 24, (done, outside)
 
-        blended = [edited(*swap, "BaretPromptToPromptEdit", source_text="caption", blend_words="dog") for swap in self.SWAPS]
+        blended = [
+            edited(*swap, "BaretPromptToPromptEdit", source_text="caption", blend_words="dog") for swap in self.SWAPS
+        ]
         for run in blended:
             assert (run.changed * run.animal).sum() > 0.9 * run.animal.sum(), "the mask covers the animal"
             assert run.changed.mean() < 0.6, "and not the picture"
-        assert self.means(blended)[0] > done - 0.1 and self.means(blended)[1] > outside, (self.means(blended), done, outside)
+        assert self.means(blended)[0] > done - 0.1 and self.means(blended)[1] > outside, (
+            self.means(blended),
+            done,
+            outside,
+        )
 
     @pytest.mark.parametrize("foreground", [{}, {"foreground_words": "dog", "source_text": "caption"}])
     def test_masactrl_changes_the_pose_and_keeps_the_rest(self, edited, foreground):
-        done, outside = self.means([edited(*pose, "BaretMasaCtrlEdit", start_step=2, first_block=5, **foreground) for pose in self.POSES])
+        done, outside = self.means(
+            [edited(*pose, "BaretMasaCtrlEdit", start_step=2, first_block=5, **foreground) for pose in self.POSES]
+        )
         assert done > 0.6 and outside > 22, (done, outside)

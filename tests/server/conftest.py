@@ -52,13 +52,21 @@ def companions(client, checkpoint):
     generator = torch.Generator().manual_seed(0)
     noise = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float16) * 0.02  # noqa: E731
 
-    net = {key: value for key, value in unet.items() if key.startswith(("input_blocks.", "middle_block.", "time_embed."))}
-    width, blocks = unet["input_blocks.0.0.weight"].shape[0], 1 + max(int(key.split(".")[1]) for key in net if key.startswith("input_blocks."))
+    net = {
+        key: value for key, value in unet.items() if key.startswith(("input_blocks.", "middle_block.", "time_embed."))
+    }
+    width, blocks = (
+        unet["input_blocks.0.0.weight"].shape[0],
+        1 + max(int(key.split(".")[1]) for key in net if key.startswith("input_blocks.")),
+    )
     for name in [*(f"zero_convs.{i}.0" for i in range(blocks)), "middle_block_out.0"]:
         net |= {f"{name}.weight": noise(width, width, 1, 1), f"{name}.bias": noise(width)}
     hint = (3, 16, 16, 32, 32, 96, 96, 256, width)
     for i, (into, out) in enumerate(zip(hint, hint[1:])):
-        net |= {f"input_hint_block.{2 * i}.weight": noise(out, into, 3, 3), f"input_hint_block.{2 * i}.bias": noise(out)}
+        net |= {
+            f"input_hint_block.{2 * i}.weight": noise(out, into, 3, 3),
+            f"input_hint_block.{2 * i}.bias": noise(out),
+        }
     lora = {}
     for key in (key for key in unet if key.endswith("to_v.weight")):
         out, into = unet[key].shape
@@ -66,8 +74,14 @@ def companions(client, checkpoint):
         lora |= {f"{name}.lora_up.weight": noise(out, 4), f"{name}.lora_down.weight": noise(4, into)}
 
     inputs = json.loads((workflows.API_FOLDER / "baret_lora_controlnet.json").read_text(encoding="utf-8")).values()
-    (lora_name,), (net_name,) = ([node["inputs"][name] for node in inputs if name in node["inputs"]] for name in ("lora_name", "control_net_name"))
-    for folder, name, weights in (("loras", lora_name, lora), ("controlnet", net_name, {f"control_model.{key}": value for key, value in net.items()})):
+    (lora_name,), (net_name,) = (
+        [node["inputs"][name] for node in inputs if name in node["inputs"]]
+        for name in ("lora_name", "control_net_name")
+    )
+    for folder, name, weights in (
+        ("loras", lora_name, lora),
+        ("controlnet", net_name, {f"control_model.{key}": value for key, value in net.items()}),
+    ):
         (client.work / "models" / folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, client.work / "models" / folder / name)
 
@@ -97,6 +111,8 @@ def latent_of(client):
         savers = [graph.add("SaveLatent", samples=list(output), filename_prefix="latents/test") for output in outputs]
         done = client.run(graph)
         entries = [done.outputs[id]["latents"][0] for id in savers]
-        return [load_file(client.work / "output" / e["subfolder"] / e["filename"])["latent_tensor"] for e in entries], done
+        return [
+            load_file(client.work / "output" / e["subfolder"] / e["filename"])["latent_tensor"] for e in entries
+        ], done
 
     return run

@@ -14,7 +14,9 @@ DEV = Path(comfyui.__file__).parent
 
 def edit(folder, *arguments):
     environment = {**os.environ, "COMFYUI_PYTHON": sys.executable}
-    return subprocess.run([sys.executable, str(DEV / "edit.py"), *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(DEV / "edit.py"), *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def test_edit_writes_the_picture_and_the_strip(tmp_path):
@@ -27,7 +29,21 @@ def test_edit_writes_the_picture_and_the_strip(tmp_path):
 
 def test_edit_takes_a_checkpoint_and_a_picture(checkpoint, tmp_path):
     Image.new("RGB", (400, 200), "orange").save(tmp_path / "photo.jpg")
-    done = edit(tmp_path, "--checkpoint", str(checkpoint), "--image", "photo.jpg", "--size", "128", "--steps", "2", "--iterations", "1", "--text", "a cat")
+    done = edit(
+        tmp_path,
+        "--checkpoint",
+        str(checkpoint),
+        "--image",
+        "photo.jpg",
+        "--size",
+        "128",
+        "--steps",
+        "2",
+        "--iterations",
+        "1",
+        "--text",
+        "a cat",
+    )
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "edited.png").size == (192, 64)
 
@@ -45,7 +61,17 @@ def test_a_folder_that_is_no_comfyui(tmp_path):
 
 def test_the_benchmark_runs_to_its_end(tmp_path):
     environment = {**os.environ, "COMFYUI_PYTHON": sys.executable}
-    command = [sys.executable, str(DEV / "bench.py"), "--quick", "--models", "world", "--repeats", "1", "--out", "bench"]
+    command = [
+        sys.executable,
+        str(DEV / "bench.py"),
+        "--quick",
+        "--models",
+        "world",
+        "--repeats",
+        "1",
+        "--out",
+        "bench",
+    ]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     tables = json.loads((tmp_path / "bench.json").read_text())
     rows = {row["run"]: (row["rows"], row["rows with gradient"]) for row in tables["overhead"]}

@@ -33,7 +33,10 @@ def results(client, graph):
     from safetensors.torch import load_file
 
     graph = graph.without_pictures()
-    savers = [graph.add("SaveLatent", samples=[graph.id(node), slot], filename_prefix="latents/cuda") for node, slot in ((TTIS, 2), (BAM, 0))]
+    savers = [
+        graph.add("SaveLatent", samples=[graph.id(node), slot], filename_prefix="latents/cuda")
+        for node, slot in ((TTIS, 2), (BAM, 0))
+    ]
     done = client.run(graph)
     entries = [done.outputs[id]["latents"][0] for id in savers]
     return [load_file(client.work / "output" / e["subfolder"] / e["filename"])["latent_tensor"] for e in entries]
@@ -55,7 +58,10 @@ def test_the_dynamic_patcher_and_the_classic_one_agree(start, example):
     for name, options in (("dynamic", ()), ("classic", ("--disable-dynamic-vram",))):
         with start(*options) as client:
             client.upload(workflows.PICTURE_FILE)
-            found[name] = [results(client, graph) for graph in (example("baret_edit_photo"), example("baret_edit_photo"), drawn(example))]
+            found[name] = [
+                results(client, graph)
+                for graph in (example("baret_edit_photo"), example("baret_edit_photo"), drawn(example))
+            ]
             assert all(torch.equal(a, b) for a, b in zip(*found[name][:2])), "a second run is served from the cache"
     for dynamic, classic in zip(found["dynamic"], found["classic"]):
         assert all(error(a, b) < 1e-2 for a, b in zip(dynamic, classic))
@@ -102,9 +108,26 @@ def test_cancel_on_the_card_leaves_nothing_behind(start, example):
 def test_memory_on_the_card(installed, tmp_path, side, limits):
     """Peak memory of tuning at SD1.5's true size in 16 bit: all activations kept, and blocks computed again."""
     bench = comfyui.__file__.replace("comfyui.py", "bench.py")
-    command = [sys.executable, bench, "--comfyui", str(installed.path), "--models", "sd15", "--latents", str(side), "--dtypes", "bfloat16", "--steps", "2", "--repeats", "1"]
+    command = [
+        sys.executable,
+        bench,
+        "--comfyui",
+        str(installed.path),
+        "--models",
+        "sd15",
+        "--latents",
+        str(side),
+        "--dtypes",
+        "bfloat16",
+        "--steps",
+        "2",
+        "--repeats",
+        "1",
+    ]
     subprocess.run([*command, "--out", str(tmp_path / "bench")], check=True, cwd=tmp_path)
     rows = {row["run"]: row for row in json.loads((tmp_path / "bench.json").read_text())["memory"]}
     for run, limit in zip(("TTIS", "TTIS, blocks computed again"), limits):
         assert limit is None or rows[run]["peak in all, MB"] * 1e6 < limit
-        assert rows[run]["peak above rest, MB"] < 1.3 * rows[run]["estimated for backward, MB"], "the estimate that decides must not be far below the truth"
+        assert rows[run]["peak above rest, MB"] < 1.3 * rows[run]["estimated for backward, MB"], (
+            "the estimate that decides must not be far below the truth"
+        )

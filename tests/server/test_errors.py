@@ -34,14 +34,20 @@ def test_step_counts_that_differ(client, graph):
 
 
 def test_an_area_in_the_conditioning(client, graph):
-    area = graph.add("ConditioningSetArea", conditioning=graph.inputs(TTIS)["positive"], width=64, height=64, x=0, y=0, strength=1.0)
+    area = graph.add(
+        "ConditioningSetArea", conditioning=graph.inputs(TTIS)["positive"], width=64, height=64, x=0, y=0, strength=1.0
+    )
     graph.inputs(TTIS)["positive"] = [area, 0]
     message = fails(client, graph, graph.id(TTIS))
     assert message.startswith("TTIS Inversion: ") and "positive" in message and "area" in message
 
 
 def test_several_prompts_at_once(client, graph):
-    both = graph.add("ConditioningCombine", conditioning_1=graph.inputs(TTIS)["positive"], conditioning_2=graph.inputs(TTIS)["negative"])
+    both = graph.add(
+        "ConditioningCombine",
+        conditioning_1=graph.inputs(TTIS)["positive"],
+        conditioning_2=graph.inputs(TTIS)["negative"],
+    )
     graph.inputs(TTIS)["positive"] = [both, 0]
     message = fails(client, graph, graph.id(TTIS))
     assert message.startswith("TTIS Inversion: ") and "2 prompts" in message
@@ -54,15 +60,23 @@ def test_a_latent_of_another_kind_of_model(client, graph):
     assert message.startswith("TTIS Inversion: ") and "16" in message and "VAE" in message
 
 
-@pytest.mark.parametrize("node, name, value", [
-    (TTIS, "steps", 0), (TTIS, "learning_rate", -1.0), ("BaretTransitionEmbedding", "eta_start", 1.5), (BAM, "tau_ca", -0.1),
-])
+@pytest.mark.parametrize(
+    "node, name, value",
+    [
+        (TTIS, "steps", 0),
+        (TTIS, "learning_rate", -1.0),
+        ("BaretTransitionEmbedding", "eta_start", 1.5),
+        (BAM, "tau_ca", -0.1),
+    ],
+)
 def test_numbers_out_of_range(client, graph, node, name, value):
     graph.inputs(node)[name] = value
     assert name in is_rejected(client, graph, graph.id(node))
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "no such file.safetensors", "../../user/comfyui.db [output]"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "no such file.safetensors", "../../user/comfyui.db [output]"]
+)
 def test_a_file_that_leaves_the_folder_or_is_not_there(client, graph, name):
     loader = graph.add("BaretLoadInversion", file=name)
     graph.inputs(BAM)["trajectory"] = [loader, 0]
@@ -70,7 +84,8 @@ def test_a_file_that_leaves_the_folder_or_is_not_there(client, graph, name):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", b"\x02\0\0\0\0\0\0\0{}"],
+    "content",
+    [b"", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", b"\x02\0\0\0\0\0\0\0{}"],
     ids=["empty", "noise", "huge header", "foreign"],
 )
 def test_a_damaged_file(client, graph, content):

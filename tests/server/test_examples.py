@@ -25,7 +25,9 @@ def test_runs_to_images_and_is_cached_when_queued_again(client, companions, exam
             assert min(picture.size) >= 128
             assert len(set(picture.convert("L").getdata())) > 8  # no plane of one colour, as NaN would make
 
-    assert "not loaded" not in client.log.read_text(errors="replace")[log_before:]  # every weight of a LoRA found its place
+    assert (
+        "not loaded" not in client.log.read_text(errors="replace")[log_before:]
+    )  # every weight of a LoRA found its place
     again = client.run(graph)
     assert (again.executed, again.cached) == ([], set(graph))
 
@@ -34,7 +36,11 @@ def test_are_what_the_description_makes(client, installed):
     if installed.version != comfyui.DEFAULT_VERSION:
         pytest.skip(f"the files are made with ComfyUI {comfyui.DEFAULT_VERSION}; stock nodes differ between versions")
     made = workflows.files(client.object_info())
-    committed = {path: path.read_text(encoding="utf-8") for folder in (workflows.FOLDER, workflows.BLUEPRINTS) for path in folder.rglob("*.json")}
+    committed = {
+        path: path.read_text(encoding="utf-8")
+        for folder in (workflows.FOLDER, workflows.BLUEPRINTS)
+        for path in folder.rglob("*.json")
+    }
     assert committed == made, "run: python dev/workflows.py"
 
 
@@ -54,7 +60,9 @@ def test_both_forms_say_the_same(client, name):
         sockets = {entry["name"]: entry["link"] for entry in node["inputs"]}
         inputs = {n: [str(links[link][1]), links[link][2]] for n, link in sockets.items() if link is not None}
         values = iter(node["widgets_values"])
-        linked = {entry["name"] for entry in node["inputs"] if "widget" in entry}  # they keep a value, which their link overrides
+        linked = {
+            entry["name"] for entry in node["inputs"] if "widget" in entry
+        }  # they keep a value, which their link overrides
         for n in (n for n in names if n not in sockets or n in linked):
             value = next(values)
             inputs.setdefault(n, value)
@@ -81,8 +89,11 @@ def test_canvas_is_in_order(name):
         assert nodes[source]["order"] < nodes[target]["order"]
     boxes = [(x, y - 30, x + w, y + h) for (x, y), (w, h) in ((n["pos"], n["size"]) for n in ui["nodes"])]
     for i, a in enumerate(boxes):
-        assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in boxes[i + 1:])
-        assert any(gx <= a[0] and gy <= a[1] and a[2] <= gx + gw and a[3] <= gy + gh for gx, gy, gw, gh in (g["bounding"] for g in ui["groups"]))
+        assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in boxes[i + 1 :])
+        assert any(
+            gx <= a[0] and gy <= a[1] and a[2] <= gx + gw and a[3] <= gy + gh
+            for gx, gy, gw, gh in (g["bounding"] for g in ui["groups"])
+        )
 
 
 def test_stock_sampler_agrees_with_the_reconstruction(example, latent_of):

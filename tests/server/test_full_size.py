@@ -11,8 +11,16 @@ def test_an_edit_at_full_width_and_depth(client, example, installed, latent_of):
     graph.inputs("CheckpointLoaderSimple")["ckpt_name"] = full.name
     graph.inputs("BaretTTISInversion").update(steps=2, iterations=1)
     scaling = graph.id("ImageScaleToTotalPixels")
-    graph[scaling] = {"class_type": "ImageScale", "inputs": {
-        "image": graph[scaling]["inputs"]["image"], "upscale_method": "area", "width": 64, "height": 64, "crop": "disabled"}}
+    graph[scaling] = {
+        "class_type": "ImageScale",
+        "inputs": {
+            "image": graph[scaling]["inputs"]["image"],
+            "upscale_method": "area",
+            "width": 64,
+            "height": 64,
+            "crop": "disabled",
+        },
+    }
     log_before = len(client.log.read_text(errors="replace"))
     (reconstruction, edit), _ = latent_of(graph, (graph.id("BaretTTISInversion"), 2), (graph.id("BaretBAMEdit"), 0))
     for latent in (reconstruction, edit):

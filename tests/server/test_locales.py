@@ -3,8 +3,9 @@
 import re
 
 import comfyui
-import locales
 import pytest
+
+import locales
 
 LANGUAGES = ["en", *locales.languages()]
 
@@ -34,10 +35,14 @@ def test_complete_as_the_server_hands_them_out(client, language):
         if not id.startswith("Baret"):
             continue
         given = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
-        assert set(served[id]["inputs"]) == set(given) and set(served[id]["outputs"]) == set(map(str, range(len(node["output"]))))
+        assert set(served[id]["inputs"]) == set(given) and set(served[id]["outputs"]) == set(
+            map(str, range(len(node["output"])))
+        )
         entries = [*served[id]["inputs"].values(), *served[id]["outputs"].values()]
         assert all(entry["name"] and entry["tooltip"] for entry in entries)
         shown = [served[id]["display_name"], served[id]["description"], *(entry["name"] for entry in entries)]
         assert not re.search(r"[{}@|]", "".join(shown)), "the frontend reads these as placeholders"
-        texts = {"": (node["description"], served[id]["description"])} | {name: (given[name][1]["tooltip"], served[id]["inputs"][name]["tooltip"]) for name in given}
+        texts = {"": (node["description"], served[id]["description"])} | {
+            name: (given[name][1]["tooltip"], served[id]["inputs"][name]["tooltip"]) for name in given
+        }
         assert {name for name, (english, text) in texts.items() if (text == english) != (language == "en")} == set()

@@ -18,12 +18,25 @@ def graph(example):
     text = graph[graph.inputs(TTIS)["positive"][0]]["inputs"]["text"]
     dials = {name: graph.inputs(BAM)[name] for name in ("cfg", "passes", "max_resolution", "auto_mask")}
     graph.add("BaretInversionReport", **inversion)
-    graph.add("BaretEditSweep", model=[world, 0], vae=[world, 2], **inversion, eta_ranges="1, 0.8-0.1", tau_sa="0.25, 0.5", tau_ca="0.6", **dials)
+    graph.add(
+        "BaretEditSweep",
+        model=[world, 0],
+        vae=[world, 2],
+        **inversion,
+        eta_ranges="1, 0.8-0.1",
+        tau_sa="0.25, 0.5",
+        tau_ca="0.6",
+        **dials,
+    )
     maps = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse"}
     graph.add(
         "BaretAttentionMaps", model=[world, 0], clip=[world, 1], vae=[world, 2], trajectory=[ttis, 0], embeddings=[graph.id(MOVING), 0], text=text, words="dog, lying", **maps
     )  # fmt: skip
-    edit = next(id for id, node in graph.items() if node["class_type"] == "VAEDecode" and node["inputs"]["samples"][0] == graph.id(BAM))
+    edit = next(
+        id
+        for id, node in graph.items()
+        if node["class_type"] == "VAEDecode" and node["inputs"]["samples"][0] == graph.id(BAM)
+    )
     scene = graph.id("BaretWorldScene")
     graph.add("BaretEditMetrics", source=[scene, 0], edit=[edit, 0], mask=[scene, 2], text="")
     return graph
@@ -46,7 +59,9 @@ def test_each_shows_its_picture_in_the_node_and_is_cached(client, graph):
     graph.inputs("BaretAttentionMaps")["words"] = "tree"
     graph.inputs("BaretEditSweep")["tau_sa"] = "0.25"
     run = client.run(graph)
-    assert graph.id(TTIS) in run.cached and {graph.id("BaretAttentionMaps"), graph.id("BaretEditSweep")} <= set(run.executed)
+    assert graph.id(TTIS) in run.cached and {graph.id("BaretAttentionMaps"), graph.id("BaretEditSweep")} <= set(
+        run.executed
+    )
 
 
 def test_cells_of_a_sweep_appear_while_it_runs(client, graph):
@@ -60,11 +75,14 @@ def test_cells_of_a_sweep_appear_while_it_runs(client, graph):
     assert values == sorted(values) and run.progress(node)[-1] == (6, 6)
 
 
-@pytest.mark.parametrize("node, name, value, sentence", [
-    ("BaretAttentionMaps", "words", "cat", "Attention Maps: 'cat' is not in text; its words are: a blue dog lying"),
-    ("BaretEditSweep", "eta_ranges", "0.8-", "Edit Sweep: eta_ranges has '0.8-'"),
-    ("BaretEditMetrics", "clip", "world", "Edit Metrics: CLIPScore needs clip, clip_vision and text"),
-])
+@pytest.mark.parametrize(
+    "node, name, value, sentence",
+    [
+        ("BaretAttentionMaps", "words", "cat", "Attention Maps: 'cat' is not in text; its words are: a blue dog lying"),
+        ("BaretEditSweep", "eta_ranges", "0.8-", "Edit Sweep: eta_ranges has '0.8-'"),
+        ("BaretEditMetrics", "clip", "world", "Edit Metrics: CLIPScore needs clip, clip_vision and text"),
+    ],
+)
 def test_what_does_not_fit_is_said_in_a_sentence(client, graph, node, name, value, sentence):
     graph.inputs(node)[name] = [graph.id("BaretWorldLoader"), 1] if value == "world" else value
     with pytest.raises(comfy_server.ExecutionFailed) as caught:

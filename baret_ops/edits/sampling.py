@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .inversion import NotFinite, OnStep
-from .schedule import Schedule, ddim_step, guide
-from .values import Trajectory
+from ..inversions.tuning import NotFinite, OnStep
+from ..schedule import Schedule, ddim_step, guide
+from ..values import Trajectory
 
 Step = Callable[[int, float, Tensor], tuple[Tensor, Tensor]]
 """``step(i, sigma, x [B,C,h,w])``: ``(eps_cond, eps_uncond)`` of the edit."""
@@ -23,7 +23,9 @@ def injected_steps(tau: float, steps: int, name: str = "tau") -> int:
     return math.floor(tau * steps + 0.5)
 
 
-def guided_step(schedule: Schedule, i: int, x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor]:
+def guided_step(
+    schedule: Schedule, i: int, x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float
+) -> tuple[Tensor, Tensor]:
     """The guided DDIM step i from ``x [R,C,h,w]``: where it arrives, in VP form, and the clean latent predicted. Raises NotFinite."""
     sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
     eps = guide(eps_cond, eps_uncond, guidance_scale)

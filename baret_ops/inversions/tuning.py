@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .predict import Predict
-from .schedule import Schedule, ddim_step, guide
+from ..predict import Predict
+from ..schedule import Schedule, ddim_step, guide
 from .step_rules import Step, StepRule
 
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -52,7 +52,13 @@ def _report(on_step: OnStep | None, step: int, x: Tensor, eps: Tensor, schedule:
 
 @torch.no_grad()
 def ddim_inversion(
-    predict: Predict, latent: Tensor, embedding: Tensor, schedule: Schedule, *, uncond: bool = False, on_step: OnStep | None = None
+    predict: Predict,
+    latent: Tensor,
+    embedding: Tensor,
+    schedule: Schedule,
+    *,
+    uncond: bool = False,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Walk images up to noise at guidance 1 (DDIM inversion): N row-forwards per image.
 
@@ -133,8 +139,14 @@ def tune(
             if skip_finished:
                 eps = one_pass(x[rows], sigma, e, tune_negative)
             else:
-                eps = one_pass(x, sigma, embedding.index_copy(0, torch.tensor(rows, device=device), e), tune_negative)[rows]
-            return guide(eps_fixed[rows], eps, guidance_scale) if tune_negative else guide(eps, eps_fixed[rows], guidance_scale)
+                eps = one_pass(x, sigma, embedding.index_copy(0, torch.tensor(rows, device=device), e), tune_negative)[
+                    rows
+                ]
+            return (
+                guide(eps_fixed[rows], eps, guidance_scale)
+                if tune_negative
+                else guide(eps, eps_fixed[rows], guidance_scale)
+            )
 
         found = rule(
             Step(

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .attention import Hooks, Sharing
+from ..attention import Hooks, Sharing
+from ..inversions.tuning import OnStep
+from ..predict import Predict
+from ..values import Embeddings, Trajectory, require_match
 from .auto_mask import auto_mask as find_mask
-from .inversion import OnStep
-from .predict import Predict
 from .sampling import guided_step, injected_steps
-from .values import Embeddings, Trajectory, require_match
 
 Taus = tuple[int, int]
 """Numbers of steps, from the noisiest, with shared self- and with shared cross-attention."""
@@ -41,16 +41,20 @@ class Edits:
     latents: dict[Taus, Tensor]
 
     @classmethod
-    def begin(cls, trajectory: Trajectory, embeddings: Embeddings, taus: Iterable[tuple[float, float]]) -> "Edits":
+    def begin(cls, trajectory: Trajectory, embeddings: Embeddings, taus: Iterable[tuple[float, float]]) -> Edits:
         """Edits at the picture's noise, for pairs of ``(tau_sa, tau_ca)``. Raises ValueError for a misfit or a tau outside 0..1."""
         require_match(trajectory, embeddings)
         steps, start = trajectory.schedule.steps, trajectory.pivots[0]
         counts = tuple((injected_steps(sa, steps, "tau_sa"), injected_steps(ca, steps, "tau_ca")) for sa, ca in taus)
         return cls(embeddings, counts, start, {(0, 0): start})
 
-    def to(self, device: torch.device) -> "Edits":
+    def to(self, device: torch.device) -> Edits:
         """These edits with their latents on a device."""
-        return replace(self, transition=self.transition.to(device), latents={taus: latent.to(device) for taus, latent in self.latents.items()})
+        return replace(
+            self,
+            transition=self.transition.to(device),
+            latents={taus: latent.to(device) for taus, latent in self.latents.items()},
+        )
 
     def followed(self, step: int) -> dict[Taus, None]:
         """The different taus that the edits have followed before a step, in the edits' order."""
@@ -104,8 +108,21 @@ def advance(
         lenders = range(len(places), len(latents))  # they keep what is theirs
         sharing = Sharing(
             processes=len(latents),
-            self_from=(*(reconstruction if sa == i + 1 else place for place, (_, (sa, _)) in enumerate(places)), *lenders) if sharing_self else None,
-            cross_from=(*(transitions.get(number, reconstruction) if ca == i + 1 else place for place, (number, (_, ca)) in enumerate(places)), *lenders) if crossing else None,
+            self_from=(
+                *(reconstruction if sa == i + 1 else place for place, (_, (sa, _)) in enumerate(places)),
+                *lenders,
+            )
+            if sharing_self
+            else None,
+            cross_from=(
+                *(
+                    transitions.get(number, reconstruction) if ca == i + 1 else place
+                    for place, (number, (_, ca)) in enumerate(places)
+                ),
+                *lenders,
+            )
+            if crossing
+            else None,
             max_tokens=max_tokens,
             uncond=uncond_too,
         )
@@ -140,7 +157,9 @@ def advance(
     return many
 
 
-def edit_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, mask: Tensor | None, auto_mask: float) -> Tensor | None:
+def edit_mask(
+    predict: Predict, trajectory: Trajectory, embeddings: Embeddings, mask: Tensor | None, auto_mask: float
+) -> Tensor | None:
     """The given mask, multiplied with the one that is found from the text where ``auto_mask``, its threshold, is above 0 (:mod:`.auto_mask`)."""
     if not auto_mask:
         return mask
@@ -149,7 +168,15 @@ def edit_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, 
 
 
 def bam(
-    predict: Predict, trajectory: Trajectory, embeddings: Embeddings, *, tau_sa: float = 0.3, tau_ca: float = 0.6, mask: Tensor | None = None, auto_mask: float = 0.0, **how
+    predict: Predict,
+    trajectory: Trajectory,
+    embeddings: Embeddings,
+    *,
+    tau_sa: float = 0.3,
+    tau_ca: float = 0.6,
+    mask: Tensor | None = None,
+    auto_mask: float = 0.0,
+    **how,
 ) -> Tensor:
     """Sample the edit (paper, Eq. 4 and 5).
 

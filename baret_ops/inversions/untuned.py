@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .inversion import OnStep
-from .predict import Predict
-from .sampling import sample_edit
-from .values import Trajectory
+from ..edits.sampling import sample_edit
+from ..inversions.tuning import OnStep
+from ..predict import Predict
+from ..values import Trajectory
 
 
-def sample_source(predict: Predict, trajectory: Trajectory, text: Tensor, negative: Tensor | None, *, on_step: OnStep | None = None) -> Tensor:
+def sample_source(
+    predict: Predict, trajectory: Trajectory, text: Tensor, negative: Tensor | None, *, on_step: OnStep | None = None
+) -> Tensor:
     """The latents ``[N+1,B,C,h,w]`` (VP form) of guided DDIM sampling from ``pivots[0]`` at the trajectory's guidance.
 
     text: ``[B,T,D]``. negative: ``[B,T,D]``, or None where it is the text itself (negative-prompt inversion, Miyake et al. 2023): the guided

@@ -1,7 +1,7 @@
 """The world's MODEL, CLIP and VAE for ComfyUI, from one file of weights: `load()`.
 
 All three are the host's own kinds: its UNet and `BaseModel` with an SD1.5-derived configuration of 64 channels, its CLIP text
-transformer with an embedding per known word, and its `VAE` around the codec of `codec.py`.
+transformer with an embedding per known word, and its `VAE` around the codec of `world/codec.py`.
 """
 
 import json
@@ -22,10 +22,10 @@ import comfy.utils
 import safetensors
 import torch
 
-from .codec import Codec
+from ..world.codec import Codec
 
 FORMAT = "1"  # changes when an old file no longer fits this code
-WEIGHTS = Path(__file__).with_name("world.safetensors")
+WEIGHTS = Path(__file__).resolve().parents[1] / "world" / "world.safetensors"
 WIDTH = 128  # of the text embeddings
 WINDOW = 32  # tokens in one window of text, its start and end among them
 
@@ -55,7 +55,9 @@ def read(path=WEIGHTS):
         found = "holds no BARET world" if version is None else f"is of version {version}"
         raise ValueError(f"{path} {found}, and this pack reads version {FORMAT}; use the file that came with the pack.")
     if missing := {"vocabulary", "latent_rgb"} - metadata.keys():
-        raise ValueError(f"{path} lacks {' and '.join(sorted(missing))} in its metadata; use the file that came with the pack.")
+        raise ValueError(
+            f"{path} lacks {' and '.join(sorted(missing))} in its metadata; use the file that came with the pack."
+        )
     return tensors, metadata
 
 
@@ -67,9 +69,15 @@ def _part(tensors, prefix):
 def _require_whole(path, part, weights, module):
     """Raise ValueError unless `weights` are those of `module`, by name and shape."""
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    odd = sorted(name for name in expected.keys() | weights.keys() if name not in weights or weights[name].shape != expected.get(name))
+    odd = sorted(
+        name
+        for name in expected.keys() | weights.keys()
+        if name not in weights or weights[name].shape != expected.get(name)
+    )
     if odd:
-        raise ValueError(f"{path} does not fit: {len(odd)} tensors of its {part} are missing, too many or of another shape, first {odd[0]}; use the file that came with the pack.")
+        raise ValueError(
+            f"{path} does not fit: {len(odd)} tensors of its {part} are missing, too many or of another shape, first {odd[0]}; use the file that came with the pack."
+        )
 
 
 # --- MODEL ------------------------------------------------------------------------------------------------------------
@@ -102,10 +110,14 @@ def load_model(path=WEIGHTS, disable_dynamic=False):
     weights = _part(tensors, "unet.")
     management, device = comfy.model_management, comfy.model_management.get_torch_device()
     config = Config(UNET)
-    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = json.loads(metadata["latent_rgb"])
+    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = json.loads(
+        metadata["latent_rgb"]
+    )
     parameters = sum(tensor.numel() for tensor in weights.values())
     dtype = management.unet_dtype(
-        model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=comfy.utils.weight_dtype(weights)
+        model_params=parameters,
+        supported_dtypes=config.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(weights),
     )
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
     model = config.get_model(weights, "")
@@ -170,7 +182,9 @@ class WordTextModel(comfy.clip_model.CLIPTextModel):
 
     def __init__(self, config, dtype, device, operations):
         super().__init__(config, dtype, device, operations)
-        self.set_input_embeddings(operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
+        self.set_input_embeddings(
+            operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
+        )
         self.text_projection = torch.nn.Identity()  # the UNet takes no pooled text
 
 
@@ -202,7 +216,12 @@ def load_clip(path=WEIGHTS, disable_dynamic=False):
     """The CLIP alone: embeddings (1, 32 * windows, 128)."""
     tensors, metadata = read(path)
     words, weights = json.loads(metadata["vocabulary"]), _part(tensors, "text.")
-    _require_whole(path, "text side", weights, WordTextModel(text_config(len(words) + 2), torch.float16, "meta", comfy.ops.disable_weight_init))
+    _require_whole(
+        path,
+        "text side",
+        weights,
+        WordTextModel(text_config(len(words) + 2), torch.float16, "meta", comfy.ops.disable_weight_init),
+    )
     target = comfy.supported_models_base.ClipTarget(Tokenizer, TextModel)
     target.params = {"tokens": len(words) + 2}
     clip = comfy.sd.CLIP(
@@ -226,7 +245,9 @@ class CodecVAE(comfy.sd.VAE):
 
     def __init__(self, path, disable_dynamic=False):
         weights = _part(read(path)[0], "codec.")
-        with _quiet("No VAE weights detected"):  # the host knows no codec of this kind; its defaults are SD1.5's, which fit
+        with _quiet(
+            "No VAE weights detected"
+        ):  # the host knows no codec of this kind; its defaults are SD1.5's, which fit
             super().__init__(sd={})
         management = comfy.model_management
         self.working_dtypes = [torch.float32]
@@ -237,7 +258,9 @@ class CodecVAE(comfy.sd.VAE):
         self.first_stage_model = Codec(comfy.ops.manual_cast).eval().requires_grad_(False).to(self.vae_dtype)
         management.archive_model_dtypes(self.first_stage_model)
         kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-        self.patcher = kind(self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device())
+        self.patcher = kind(
+            self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device()
+        )
         _require_whole(path, "codec", weights, self.first_stage_model)
         self.first_stage_model.load_state_dict(weights, assign=self.patcher.is_dynamic())
         self.model_size()

@@ -97,7 +97,10 @@ class Adam:
             residual[active], losses[active] = r.detach(), step.losses(r)
             going = step.unfinished(losses[active])
             if self.test_after:
-                done, going = {*active} - {active[k] for k in going}, [k for k, b in enumerate(active) if b not in last and losses[b].isfinite()]
+                done, going = (
+                    {*active} - {active[k] for k in going},
+                    [k for k, b in enumerate(active) if b not in last and losses[b].isfinite()],
+                )
                 last |= done
             if j == step.iterations or not going:
                 break
@@ -169,7 +172,11 @@ class Secant:
             found = step.losses(r)
             better = (found < losses[rows]).nonzero().flatten().tolist()
             accepted = [rows[k] for k in better]
-            embedding[accepted], residual[accepted], losses[accepted] = trial.detach()[better], r.detach()[better], found[better]
+            embedding[accepted], residual[accepted], losses[accepted] = (
+                trial.detach()[better],
+                r.detach()[better],
+                found[better],
+            )
             updates[rows] += 1
 
         return Found(embedding, residual, losses, updates, lengths)
@@ -194,7 +201,9 @@ class _Known:
             return torch.zeros([]), torch.zeros([])
         moves, changes = (torch.stack([pair[k].flatten() for pair in pairs]) for k in (0, 1))
         # Small systems are solved on the CPU: not every device knows float64.
-        gram, wanted, lengths = (part.double().cpu() for part in (changes @ changes.T, changes @ residual.flatten(), moves.square().sum(1)))
+        gram, wanted, lengths = (
+            part.double().cpu() for part in (changes @ changes.T, changes @ residual.flatten(), moves.square().sum(1))
+        )
         trust = self.damping.double().cpu() * gram.trace() / lengths.sum() * lengths
         trust[len(self.pairs) :] = 0
         jitter = 1e-6 * gram.trace()  # two pairs may say nearly the same
@@ -241,7 +250,9 @@ class SecantMemory:
             probed = step.residual(probe, rows, gradient=False)
             lengths = _measured(lengths, used, seed, probed - start_residual)
             fresh = [((move, change),) for move, change in zip(probe - start, probed - start_residual)]
-            moves, changes = (torch.stack(part) for part in zip(*(known[b].solve(residual[b], fresh[k]) for k, b in enumerate(rows))))
+            moves, changes = (
+                torch.stack(part) for part in zip(*(known[b].solve(residual[b], fresh[k]) for k, b in enumerate(rows)))
+            )
 
             trial = (start + moves).requires_grad_(not last)
             r = step.residual(trial, rows, gradient=not last)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .attention import Attend, Hooks, Site
-from .inversion import OnStep
-from .maps import MapSums
-from .predict import Predict
+from ..attention import Attend, Hooks, Site
+from ..inversions.tuning import OnStep
+from ..maps import MapSums
+from ..predict import Predict
+from ..values import Embeddings, Trajectory, require_match
 from .sampling import sample_edit
-from .values import Embeddings, Trajectory, require_match
 
 _EDIT, _SOURCE = 0, 1
 
@@ -56,7 +56,14 @@ def masactrl(
     schedule, images = trajectory.schedule, trajectory.images
     device = trajectory.pivots.device
     target = embeddings.target.to(device)
-    words = None if foreground is None else [each.to(device).repeat(target.shape[1] // len(each))[:, None] for each in (foreground.target, foreground.source)]
+    words = (
+        None
+        if foreground is None
+        else [
+            each.to(device).repeat(target.shape[1] // len(each))[:, None]
+            for each in (foreground.target, foreground.source)
+        ]
+    )
     looks: list[MapSums] = []
 
     def look(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
@@ -80,9 +87,14 @@ def masactrl(
                 edits.append(edit)
             out = attend(q, k, v)
             if maps:
-                inside, belongs = (interpolate(each, size=site.grid, mode="bilinear").flatten(2) for each in maps)  # [B,1,S]
+                inside, belongs = (
+                    interpolate(each, size=site.grid, mode="bilinear").flatten(2) for each in maps
+                )  # [B,1,S]
                 never = torch.finfo(q.dtype).min / 2
-                apart = [torch.zeros_like(inside, dtype=q.dtype).masked_fill(~place, never) for place in (inside > 0.5, inside <= 0.5)]
+                apart = [
+                    torch.zeros_like(inside, dtype=q.dtype).masked_fill(~place, never)
+                    for place in (inside > 0.5, inside <= 0.5)
+                ]
                 weight = belongs.transpose(1, 2).to(q.dtype)
                 for edit in edits:
                     front, back = (site.plain(q[edit], k[edit], v[edit], mask=each) for each in apart)
@@ -104,7 +116,10 @@ def masactrl(
             sigma,
             cond=torch.cat([target, embeddings.tuned[i].to(device)]),
             uncond=negative.repeat(2, 1, 1),
-            hooks=Hooks(self_attention=borrowing(maps) if i >= start_step else None, cross_attention=None if foreground is None else look),
+            hooks=Hooks(
+                self_attention=borrowing(maps) if i >= start_step else None,
+                cross_attention=None if foreground is None else look,
+            ),
         )
         return eps_cond[:images], eps_uncond[:images]
 

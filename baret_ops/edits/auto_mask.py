@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .predict import Predict
-from .schedule import guide
-from .values import Embeddings, Trajectory
+from ..predict import Predict
+from ..schedule import guide
+from ..values import Embeddings, Trajectory
 
 LEVELS = 8
 
@@ -30,7 +30,9 @@ def auto_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, 
     for i in levels:
         sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
         x, x_next = (trajectory.latents[level] * schedule.scale(level) for level in (i, i + 1))
-        asked = guide(*predict(x, sigma, cond=target, uncond=embeddings.negative_at(i).to(device)), trajectory.guidance_scale)
+        asked = guide(
+            *predict(x, sigma, cond=target, uncond=embeddings.negative_at(i).to(device)), trajectory.guidance_scale
+        )
         shown = (x_next - x) / (sigma_next - sigma)
         total += (asked - shown).abs().mean(1, keepdim=True)
     difference = total / (len(levels) * trajectory.guidance_scale)

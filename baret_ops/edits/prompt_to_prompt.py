@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from .attention import Attend, Hooks, Sharing, Site
-from .inversion import OnStep
-from .maps import MapSums
-from .predict import Predict
-from .prompts import Tokens, align
+from ..attention import Attend, Hooks, Sharing, Site
+from ..inversions.tuning import OnStep
+from ..maps import MapSums
+from ..predict import Predict
+from ..prompts import Tokens, align
+from ..values import Embeddings, Trajectory, require_match
 from .sampling import injected_steps, sample_edit
-from .values import Embeddings, Trajectory, require_match
 
 _EDIT, _SOURCE = 0, 1
 
@@ -48,7 +48,9 @@ def replace(source: Tokens, target: Tokens) -> Tensor:
         )
     matrix = _frame(source, target)
     for (_, theirs), (_, ours) in zip(source.words, target.words):
-        matrix[torch.tensor(theirs)[:, None], torch.tensor(ours)] = torch.eye(len(ours)) if len(theirs) == len(ours) else 1.0 / len(ours)
+        matrix[torch.tensor(theirs)[:, None], torch.tensor(ours)] = (
+            torch.eye(len(ours)) if len(theirs) == len(ours) else 1.0 / len(ours)
+        )
     return matrix
 
 
@@ -78,7 +80,9 @@ class CrossEdit:
 
     def at(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
         """``(M [Ts,Tt], d [Tt])`` of one step."""
-        edited = torch.tensor([float(step < injected_steps(share, steps, "cross_share")) for share in self.shares.tolist()])
+        edited = torch.tensor(
+            [float(step < injected_steps(share, steps, "cross_share")) for share in self.shares.tolist()]
+        )
         return self.lent * (edited * self.weights), (1.0 - edited) + edited * self.weights * (self.lent.sum(0) == 0)
 
 
@@ -138,7 +142,11 @@ def prompt_to_prompt(
             f"source_text and target_text have {tuple(cross.lent.shape)} tokens with padding and the embeddings {length}; "
             "give as source_text the text the picture was inverted with."
         )
-    words = None if local is None else [each.to(device).repeat(times)[:, None] for each, times in zip((local.source, local.target), repeats)]
+    words = (
+        None
+        if local is None
+        else [each.to(device).repeat(times)[:, None] for each, times in zip((local.source, local.target), repeats)]
+    )
     looks: list[MapSums] = []
     open_to_change = torch.ones(images, 1, *size, device=device)
 

@@ -16,7 +16,9 @@ def read_ranges(text: str, name: str) -> list[tuple[float, float]]:
     for part in filter(None, re.split(r"[,;\n]", re.sub(r"[ \t]+", " ", text))):
         found = re.fullmatch(rf" ?({_NUMBER})(?: ?(?:-|\u2013|to) ?({_NUMBER}))? ?", part)
         if part.strip() and not found:
-            raise ValueError(f"{name} has {part.strip()!r}; numbers from 0 to 1 with commas between them fit, ranges as 0.8-0.1.")
+            raise ValueError(
+                f"{name} has {part.strip()!r}; numbers from 0 to 1 with commas between them fit, ranges as 0.8-0.1."
+            )
         if found:
             ranges.append((float(found[1]), float(found[2] or found[1])))
     for value in (value for each in ranges for value in each):
@@ -31,5 +33,7 @@ def read_numbers(text: str, name: str) -> list[float]:
     """``"0.1, 0.2"`` to ``[0.1, 0.2]``, as :func:`read_ranges`, which also raises for a range here."""
     ranges = read_ranges(text, name)
     if wrong := [each for each in ranges if each[0] != each[1]]:
-        raise ValueError(f"{name} has the range {wrong[0][0]:g}-{wrong[0][1]:g}; single numbers with commas between them fit.")
+        raise ValueError(
+            f"{name} has the range {wrong[0][0]:g}-{wrong[0][1]:g}; single numbers with commas between them fit."
+        )
     return [start for start, _ in ranges]

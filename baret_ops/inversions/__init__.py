@@ -1,0 +1,1 @@
+"""From pictures to trajectories and embeddings: DDIM inversion, and what tunes a text or leaves it as it is."""

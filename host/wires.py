@@ -1,0 +1,57 @@
+"""Latents, masks and pictures: from the host's wires to the core and back."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ..baret_ops.values import ModelFamily
+
+
+def latent_in(model, latent: dict) -> Tensor:
+    """The images of a LATENT in the model's scale, ``[B,C,h,w]`` float32. Raises ValueError for another shape or NaN."""
+    samples = latent["samples"]
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.is_nested or samples.ndim != 4 or samples.shape[1] != channels:
+        shape = "nested" if samples.is_nested else f"of shape {list(samples.shape)}"
+        raise ValueError(
+            f"the latent is {shape}; [images,{channels},height/8,width/8] fits: encode a picture with the VAE of this checkpoint."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError("the latent holds NaN or infinity; run the VAE in float32 (for example --fp32-vae).")
+    return model.model.process_latent_in(samples.float())
+
+
+def latent_out(family: ModelFamily, z: Tensor) -> dict:
+    """A LATENT of ``z [B,C,h,w]``, which is in the model's scale."""
+    return {"samples": to_wire(z / family.latent_scale)}
+
+
+def latent_mask(mask: Tensor, images: int, shape: list[int]) -> Tensor:
+    """A MASK ``[1 or images,H,W]`` at the latents' size, ``[1 or images,1,h,w]`` in 0..1; shape is (C,h,w).
+
+    Raises ValueError for another number of masks.
+    """
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    if mask.shape[0] not in (1, images):
+        raise ValueError(f"{mask.shape[0]} masks came for {images} image(s); one, or one per image, fits.")
+    return torch.nn.functional.interpolate(mask, size=tuple(shape[-2:]), mode="bilinear", antialias=True).clamp(
+        0.0, 1.0
+    )
+
+
+def mask_out(mask: Tensor) -> Tensor:
+    """A MASK ``[B,8h,8w]`` of ``mask [B,1,h,w]`` at the latents' size."""
+    return to_wire(mask[:, 0].repeat_interleave(8, 1).repeat_interleave(8, 2))
+
+
+def to_wire(value: Tensor) -> Tensor:
+    """A result on the device where the host keeps what travels on wires."""
+    return value.detach().to(comfy.model_management.intermediate_device())
+
+
+def decode(vae, latent: dict) -> Tensor:
+    """Pictures ``[B,H,W,3]`` of a LATENT through a VAE, as the host's VAE Decode gives them."""
+    pictures = vae.decode(latent["samples"])
+    return pictures.reshape(-1, *pictures.shape[-3:])
