@@ -9,7 +9,8 @@ _WINDOW, _DEVIATION = 11, 1.5  # of SSIM's Gaussian, in pixels (Wang et al. 2004
 
 
 def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures ``[B,H,W,C]`` in 0..1, per picture ``[B]``: ``-10 log10(mean((a - b)**2))``.
+    """Peak signal-to-noise ratio in dB of pictures ``[B,H,W,C]`` in 0..1, per picture ``[B]``: ``-10 log10(mean((a -
+    b)**2))``.
 
     where: ``[B,H,W]`` weights of the pixels. Infinite for equal pictures, NaN where no pixel weighs anything.
     """
@@ -17,30 +18,28 @@ def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
-    """Structural similarity of pictures ``[B,H,W,C]`` in 0..1, per picture ``[B]``, at most 1 (Wang et al. 2004, eq. 13).
+    """Structural similarity of pictures ``[B,H,W,C]`` in 0..1, per picture ``[B]``, at most 1 (Wang et al. 2004, eq.
+    13).
 
-    Gaussian window of 11 pixels and deviation 1.5, K1 0.01, K2 0.03; the mean over channels and over the pixels around which a
-    whole window fits. where: ``[B,H,W]`` weights of the pixels. Raises ValueError for pictures smaller than the window.
+    Gaussian window of 11 pixels and deviation 1.5, K1 0.01, K2 0.03; the mean over channels and over the pixels around
+    which a whole window fits. where: ``[B,H,W]`` weights of the pixels. Raises ValueError for pictures smaller than the
+    window.
     """
     if min(a.shape[1:3]) < _WINDOW:
         raise ValueError(
-            f"pictures of {a.shape[2]}x{a.shape[1]} came; SSIM looks through a window of {_WINDOW}x{_WINDOW}, so they must be at least that big."
+            f"pictures of {a.shape[2]}x{a.shape[1]} came; SSIM looks through a window of {_WINDOW}x{_WINDOW}, "
+            "so they must be at least that big."
         )
     x, y = (picture.double().movedim(-1, 1) for picture in (a, b))
     mean_x, mean_y = _blur(x), _blur(y)
-    variance_x, variance_y, covariance = (
-        _blur(x * x) - mean_x**2,
-        _blur(y * y) - mean_y**2,
-        _blur(x * y) - mean_x * mean_y,
-    )
+    variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    similarity = (
-        (2 * mean_x * mean_y + c1)
-        * (2 * covariance + c2)
-        / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    )
+    light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    similarity = (light * structure).mean(1)
     edge = _WINDOW // 2
-    return _mean(similarity.mean(1), None if where is None else where[:, edge:-edge, edge:-edge]).float()
+    return _mean(similarity, None if where is None else where[:, edge:-edge, edge:-edge]).float()
 
 
 def clip_score(image: Tensor, text: Tensor) -> Tensor:
@@ -53,7 +52,9 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
 
 def _mean(values: Tensor, where: Tensor | None) -> Tensor:
     """The mean of ``values [B,H,W]`` per picture, weighted by ``where``."""
-    return values.mean((1, 2)) if where is None else (values * where).sum((1, 2)) / where.double().sum((1, 2))
+    if where is None:
+        return values.mean((1, 2))
+    return (values * where).sum((1, 2)) / where.double().sum((1, 2))
 
 
 def _blur(x: Tensor) -> Tensor:

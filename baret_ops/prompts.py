@@ -33,16 +33,17 @@ class Tokens:
 def align(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | None]:
     """For each element of ``target`` the place of its partner in ``source``, or None.
 
-    Needleman-Wunsch with match 1, mismatch -1 and gap 0, as in prompt-to-prompt: the longest common subsequence. Of equally long ones it takes
-    the partners that stand furthest to the left.
+    Needleman-Wunsch with match 1, mismatch -1 and gap 0, as in prompt-to-prompt: the longest common subsequence. Of
+    equally long ones it takes the partners that stand furthest to the left.
     """
     # common[i][j]: length of the longest common subsequence of source[i:] and target[j:].
     common = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
     for i in reversed(range(len(source))):
         for j in reversed(range(len(target))):
-            common[i][j] = (
-                1 + common[i + 1][j + 1] if source[i] == target[j] else max(common[i + 1][j], common[i][j + 1])
-            )
+            if source[i] == target[j]:
+                common[i][j] = 1 + common[i + 1][j + 1]
+            else:
+                common[i][j] = max(common[i + 1][j], common[i][j + 1])
     partners: list[int | None] = [None] * len(target)
     i = j = 0
     while i < len(source) and j < len(target):

@@ -1,4 +1,4 @@
-"""What an inversion did, as numbers: loss against threshold, updates spent, and how far the reconstruction is from the picture."""
+"""What an inversion did, as numbers: loss and threshold, updates spent, and how far the reconstruction is off."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .values import Embeddings, Trajectory, require_match
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """How well B images are reconstructed, in latents: ``errors [B,h,w]``, the root of the mean square over channels, and
-    ``decibels [B]``, ``10 log10`` of the picture's mean square over the error's (infinite for none)."""
+    """How well B images are reconstructed, in latents: ``errors [B,h,w]``, the root of the mean square over channels,
+    and ``decibels [B]``, ``10 log10`` of the picture's mean square over the error's (infinite for none)."""
 
     errors: Tensor
     decibels: Tensor
@@ -30,37 +30,45 @@ def reconstruction_error(trajectory: Trajectory) -> Reconstruction:
 def inversion_text(trajectory: Trajectory, embeddings: Embeddings) -> str:
     """One line per image, and a table with a line per step. Raises ValueError when the two are not of one inversion."""
     require_match(trajectory, embeddings)
-    losses, updates, thresholds = embeddings.losses.cpu(), embeddings.updates.cpu(), embeddings.thresholds
-    steps, images = losses.shape
     decibels = reconstruction_error(trajectory).decibels
-    lines = []
-    for b in range(images):
-        worst = int(losses[:, b].argmax())
-        reached = (
-            ""
-            if thresholds is None
-            else f", {int((losses[:, b] <= thresholds.cpu()).sum())} of {steps} steps within the threshold"
-        )
-        lines.append(
-            f"picture {b + 1}: reconstruction {decibels[b]:.1f} dB (loss {losses[-1, b]:.3g}), {int(updates[:, b].sum())} updates, "
-            f"at most {int(updates[:, b].max())} a step{reached}, worst step {worst} (loss {losses[worst, b]:.3g})"
-        )
-    head = [
-        "step",
-        "time",
-        *([] if thresholds is None else ["threshold"]),
-        *(f"{name} {b + 1}" for b in range(images) for name in ("loss", "updates")),
-    ]
+    lines = [_summary(embeddings, b, float(decibels[b])) for b in range(embeddings.images)]
+    return "\n".join([*lines, "", *_aligned(_table(trajectory, embeddings))])
+
+
+def _summary(embeddings: Embeddings, b: int, decibels: float) -> str:
+    """One image in a line."""
+    losses, updates = embeddings.losses[:, b].cpu(), embeddings.updates[:, b].cpu()
+    worst = int(losses.argmax())
+    reached = ""
+    if embeddings.thresholds is not None:
+        within = int((losses <= embeddings.thresholds.cpu()).sum())
+        reached = f", {within} of {embeddings.steps} steps within the threshold"
+    return (
+        f"picture {b + 1}: reconstruction {decibels:.1f} dB (loss {losses[-1]:.3g}), {int(updates.sum())} updates, "
+        f"at most {int(updates.max())} a step{reached}, worst step {worst} (loss {losses[worst]:.3g})"
+    )
+
+
+def _table(trajectory: Trajectory, embeddings: Embeddings) -> list[list[str]]:
+    """A head and a row for each step: step, time, threshold where known, and loss and updates of each image."""
+    thresholds = embeddings.thresholds
+    head = ["step", "time"]
+    if thresholds is not None:
+        head.append("threshold")
+    for b in range(embeddings.images):
+        head += [f"loss {b + 1}", f"updates {b + 1}"]
     table = [head]
     for i, time in enumerate(trajectory.schedule.timesteps):
-        limit = [] if thresholds is None else [f"{float(thresholds[i]):.3g}"]
-        table.append(
-            [
-                str(i),
-                str(time),
-                *limit,
-                *(cell for b in range(images) for cell in (f"{losses[i, b]:.4g}", str(int(updates[i, b])))),
-            ]
-        )
+        row = [str(i), str(time)]
+        if thresholds is not None:
+            row.append(f"{float(thresholds[i]):.3g}")
+        for b in range(embeddings.images):
+            row += [f"{float(embeddings.losses[i, b]):.4g}", str(int(embeddings.updates[i, b]))]
+        table.append(row)
+    return table
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    """The rows as lines whose columns end at one place."""
     widths = [max(map(len, column)) for column in zip(*table)]
-    return "\n".join([*lines, "", *("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table)])
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table]

@@ -1,4 +1,4 @@
-"""The noise levels of a run and the deterministic DDIM step between them."""
+"""The noise levels of a run, the two forms of a latent, and the deterministic DDIM step between levels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The N + 1 levels of a run, noisiest first.
+    """The N + 1 levels of a run, noisiest first, and the way between them.
+
+    A latent is held in variance-preserving form, ``z``; models and samplers take ``x = z * sqrt(1 + sigma**2)``. The
+    two forms meet here and nowhere else.
 
     timesteps: N ints, the times ``t_i`` at which the model is asked.
     sigmas: ``[N+1]`` float64 on the CPU, ``sigma**2 = (1 - alpha_bar) / alpha_bar``; the last is the
@@ -21,16 +24,42 @@ class Schedule:
 
     @property
     def steps(self) -> int:
+        """N, the number of sampling steps."""
         return len(self.timesteps)
+
+    def sigma(self, level: int) -> float:
+        """The noise level's sigma."""
+        return float(self.sigmas[level])
 
     def scale(self, level: int) -> float:
         """``sqrt(1 + sigma**2)``: what turns ``z`` into ``x`` at this level."""
         return float((1.0 + self.sigmas[level] ** 2).sqrt())
 
+    def to_sampler(self, z: Tensor, level: int) -> Tensor:
+        """``x`` of a latent ``z`` at a level: the form that models and samplers take."""
+        return z * self.scale(level)
+
+    def step(self, z: Tensor, eps: Tensor, level: int, to: int) -> Tensor:
+        """One DDIM step (eta 0) from a level to another, either way, in VP form (Song et al. 2020, eq. 12).
+
+        z, eps: ``[B,C,h,w]``, the latent at ``level`` and the noise predicted in it.
+        """
+        return ddim_step(self.to_sampler(z, level), eps, self.sigma(level), self.sigma(to)) / self.scale(to)
+
+    def noise_between(self, z: Tensor, level: int, z_to: Tensor, to: int) -> Tensor:
+        """The noise with which :meth:`step` leads from ``z`` at ``level`` to ``z_to`` at ``to``."""
+        way = self.to_sampler(z_to, to) - self.to_sampler(z, level)
+        return way / (self.sigma(to) - self.sigma(level))
+
+    def clean(self, z: Tensor, eps: Tensor, level: int) -> Tensor:
+        """The clean latent that a predicted noise stands for: ``x - sigma * eps``."""
+        return self.to_sampler(z, level) - self.sigma(level) * eps
+
     def same_levels(self, other: Schedule) -> bool:
-        return self.timesteps == other.timesteps and bool(
-            ((self.sigmas - other.sigmas).abs() <= 1e-6 * self.sigmas).all()
-        )
+        """Whether another schedule has the same times and, up to rounding, the same sigmas."""
+        if self.timesteps != other.timesteps:
+            return False
+        return bool(((self.sigmas - other.sigmas).abs() <= 1e-6 * self.sigmas).all())
 
 
 def make_schedule(table: Tensor, steps: int) -> Schedule:
@@ -46,7 +75,7 @@ def make_schedule(table: Tensor, steps: int) -> Schedule:
     if not 2 <= steps <= times - 1:
         raise ValueError(f"steps is {steps}; this model's schedule allows 2 to {times - 1}.")
     timesteps = tuple(1 + times * (steps - 1 - i) // steps for i in range(steps))
-    return Schedule(timesteps, table.detach().double().cpu()[list(timesteps) + [0]].clone())
+    return Schedule(timesteps, table.detach().double().cpu()[[*timesteps, 0]].clone())
 
 
 def ddim_step(x: Tensor, eps: Tensor, sigma: float, sigma_next: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -32,7 +33,10 @@ class ModelFamily:
     latent_scale: float
 
     def __str__(self) -> str:
-        return f"{self.prediction} model with {self.latent_channels} latent channels, {self.context_dim}-wide text and sigma_max {self.sigma_max:.4g}"
+        return (
+            f"{self.prediction} model with {self.latent_channels} latent channels, {self.context_dim}-wide text "
+            f"and sigma_max {self.sigma_max:.4g}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,8 @@ class Trajectory:
         for name, value in (("pivots", self.pivots), ("latents", self.latents)):
             if value.ndim != 5 or value.shape[0] != levels:
                 raise ValueError(
-                    f"{name} of shape {list(value.shape)} came; a schedule of {levels - 1} steps needs [{levels},B,C,h,w]."
+                    f"{name} of shape {list(value.shape)} came; "
+                    f"a schedule of {levels - 1} steps needs [{levels},B,C,h,w]."
                 )
         if self.latents.shape != self.pivots.shape:
             raise ValueError(
@@ -66,6 +71,12 @@ class Trajectory:
     @property
     def images(self) -> int:
         return self.pivots.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(h, w)`` of a latent."""
+        height, width = self.pivots.shape[-2:]
+        return height, width
 
     @property
     def is_direct(self) -> bool:
@@ -81,13 +92,17 @@ class Trajectory:
 class Embeddings:
     """The text embeddings of an inversion of B images in N steps, and how strongly each step keeps the tuned one.
 
-    tuned: ``[N,B,T,D]`` float32, ``e_i``. target: ``[B,T,D]`` float32, ``e_g``. negative: ``e_null``, ``[B,T,D]`` float32, or ``[N,B,T,D]``
-        where each step has its own, as null-text inversion finds them (T may differ from the text's).
-    eta: ``[N]`` float32, share of the tuned embedding in the transition. losses: ``[N,B]``, mean squared error to
-        the next pivot. updates: ``[N,B]`` int64, updates spent. thresholds: ``[N]`` float32, the loss at which a step was done;
-        None where it is not known.
+    tuned: ``[N,B,T,D]`` float32, ``e_i``.
+    target: ``[B,T,D]`` float32, ``e_g``.
+    negative: ``e_null``, ``[B,T,D]`` float32, or ``[N,B,T,D]`` where each step has its own, as null-text inversion
+        finds them. T may differ from the text's.
+    eta: ``[N]`` float32, share of the tuned embedding in the transition.
+    losses: ``[N,B]``, mean squared error to the next pivot.
+    updates: ``[N,B]`` int64, updates spent.
+    thresholds: ``[N]`` float32, the loss at which a step was done; None where it is not known.
     positive_options, negative_options: what the host's conditioning carried beside the text (ControlNet, hooks);
-        opaque to the core. missing_positive, missing_negative: names of such options that a file could not hold.
+        opaque to the core.
+    missing_positive, missing_negative: names of such options that a file could not hold.
     """
 
     tuned: Tensor
@@ -110,13 +125,11 @@ class Embeddings:
             raise ValueError(
                 f"the target embedding {list(self.target.shape)} does not fit the tuned ones {list(self.tuned.shape)}."
             )
-        if (
-            self.negative.ndim not in (3, 4)
-            or self.negative.shape[:-2] not in ((images,), (steps, images))
-            or self.negative.shape[-1] != width
-        ):
+        fitting = ((images,), (steps, images))
+        if self.negative.ndim < 3 or self.negative.shape[:-2] not in fitting or self.negative.shape[-1] != width:
             raise ValueError(
-                f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) in {steps} steps of width {width}."
+                f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) "
+                f"in {steps} steps of width {width}."
             )
         for name, value, shape in (
             ("eta", self.eta, (steps,)),
@@ -140,6 +153,16 @@ class Embeddings:
         """Whether the transition is the reconstruction throughout (eta 1)."""
         return bool((self.eta == 1.0).all())
 
+    def to(self, device: torch.device) -> Embeddings:
+        """These embeddings with their texts and losses on a device."""
+        return replace(
+            self,
+            tuned=self.tuned.to(device),
+            target=self.target.to(device),
+            negative=self.negative.to(device),
+            losses=self.losses.to(device),
+        )
+
     def negative_at(self, step: int) -> Tensor:
         """``e_null`` of a step, ``[B,T,D]``."""
         return self.negative[step] if self.negative.ndim == 4 else self.negative
@@ -153,27 +176,37 @@ class Embeddings:
         return replace(self, eta=eta_schedule(eta_start, eta_end, self.steps))
 
     def with_target(self, target: Tensor, options: Mapping[str, Any]) -> Embeddings:
-        """These embeddings with another target text ``[B,T,D]`` and the options of its conditioning: invert once, edit many.
+        """These embeddings with another target text ``[B,T,D]`` and the options of its conditioning.
 
-        A text of another length is brought to a common one by repeating both, which changes no attention. Options that a
-        file lost on the negative side come back from the target's: the host puts the same ControlNet on both.
+        A text of another length is brought to the shortest common one by repeating both, which changes no attention.
+        Options that a file lost on the negative side come back from the target's: the host puts the same ControlNet on
+        both.
         """
-        length = torch.lcm(torch.tensor(target.shape[1]), torch.tensor(self.tuned.shape[2])).item()
+        tuned, target = unrepeated(self.tuned), unrepeated(target)
+        length = math.lcm(tuned.shape[-2], target.shape[-2])
+        restored = {name: options[name] for name in self.missing_negative if name in options}
         return replace(
             self,
-            tuned=repeat_tokens(self.tuned, length),
+            tuned=repeat_tokens(tuned, length),
             target=repeat_tokens(target, length),
             positive_options=MappingProxyType(dict(options)),
-            negative_options=MappingProxyType(
-                {**self.negative_options, **{name: options[name] for name in self.missing_negative if name in options}}
-            ),
+            negative_options=MappingProxyType({**self.negative_options, **restored}),
             missing_positive=(),
             missing_negative=(),
         )
 
 
+def unrepeated(embedding: Tensor) -> Tensor:
+    """``[..,T,D]`` without its repetitions: its shortest beginning ``[..,T',D]`` that, repeated, is the whole."""
+    tokens = embedding.shape[-2]
+    for length in range(1, tokens // 2 + 1):
+        if tokens % length == 0 and torch.equal(embedding[..., length:, :], embedding[..., :-length, :]):
+            return embedding[..., :length, :]
+    return embedding
+
+
 def repeat_tokens(embedding: Tensor, length: int) -> Tensor:
-    """``[..,T,D]`` to ``[..,length,D]``, length a multiple of T. Attention to a repeated context equals attention to it once."""
+    """``[..,T,D]`` to ``[..,length,D]``, length a multiple of T: attention to a repeated context is attention to it."""
     times = length // embedding.shape[-2]
     return embedding if times == 1 else embedding.repeat(*[1] * (embedding.ndim - 2), times, 1)
 

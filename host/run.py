@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from ..baret_ops.attention import Hooks, Sharing
-from ..baret_ops.inversions.tuning import OnStep
-from ..baret_ops.predict import Predict
+from ..baret_ops.predict import OnStep, Predict
 from ..baret_ops.schedule import Schedule
 from . import attention
 from . import gradients as backward

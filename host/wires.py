@@ -46,9 +46,14 @@ def mask_out(mask: Tensor) -> Tensor:
     return to_wire(mask[:, 0].repeat_interleave(8, 1).repeat_interleave(8, 2))
 
 
+def device() -> torch.device:
+    """Where the host keeps what travels on wires."""
+    return comfy.model_management.intermediate_device()
+
+
 def to_wire(value: Tensor) -> Tensor:
     """A result on the device where the host keeps what travels on wires."""
-    return value.detach().to(comfy.model_management.intermediate_device())
+    return value.detach().to(device())
 
 
 def decode(vae, latent: dict) -> Tensor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from comfy_api.latest import io
 
-from ..baret_ops.inversions.tuning import NotFinite, OnStep
+from ..baret_ops.predict import NotFinite, OnStep
 from ..baret_ops.values import Embeddings, Trajectory, require_match
 from ..host import conditioning, models, run, wires
 

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..baret_ops.inversions.step_rules import STEP_RULES, Adam
-from ..baret_ops.inversions.tuning import StopRule, ddim_inversion, null_text, ttis
-from ..baret_ops.inversions.untuned import sample_source
-from ..baret_ops.schedule import Schedule
-from ..baret_ops.transition import eta_schedule
-from ..baret_ops.values import Embeddings, ModelFamily, Trajectory
+from ..baret_ops.inversions.methods import (
+    DirectInversion,
+    Inversion,
+    NullTextInversion,
+    Problem,
+    SampledInversion,
+    TargetTextInversion,
+)
+from ..baret_ops.inversions.step_rules import NULL_TEXT_RULES, STEP_RULES
+from ..baret_ops.inversions.tuning import StopRule
 from ..host import conditioning, models, run, wires
 from .common import CATEGORY, MODEL_TOOLTIP, SEARCH_ALIASES, EmbeddingsWire, TrajectoryWire, errors_of
 
@@ -23,95 +21,47 @@ _STEPS_TOOLTIP = "Sampling steps. More follow the picture more closely and cost 
 _THRESHOLD_TOOLTIP = "A step ends early once its error is below this. Higher is faster and reconstructs less exactly; 0 never stops early. Useful: 0 to 0.0001."
 _GROWTH_TOOLTIP = "What the threshold grows by each step, so that early steps are held closer. Useful: 0 to 0.0001."
 _TRAJECTORY_TOOLTIP = "The picture's path through the noise levels."
-_DIRECT, _NEGATIVE_PROMPT, _DDIM = "direct", "negative-prompt", "DDIM"
+
+_UNTUNED: dict[str, Inversion] = {
+    "direct": DirectInversion(),
+    "negative-prompt": SampledInversion(text_as_negative=True),
+    "DDIM": SampledInversion(),
+}
 
 
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """What every inversion starts from: the pictures ``[B,C,h,w]``, the texts ``[B,T,D]``, and what fits the model."""
+def _read(model, positive, negative, latent, steps: int, cfg: float) -> Problem:
+    """What an inversion starts from. Raises ValueError for what does not fit the model."""
+    family, images = models.family_of(model), wires.latent_in(model, latent)
+    text, text_options = conditioning.read_text(positive, "positive", len(images), family.context_dim)
+    null, null_options = conditioning.read_text(negative, "negative", len(images), family.context_dim)
+    return Problem(
+        images=images,
+        text=text,
+        negative=null,
+        schedule=models.schedule_of(model, steps),
+        guidance_scale=cfg,
+        family=family,
+        text_options=text_options,
+        negative_options=null_options,
+    )
 
-    model: Any
-    family: ModelFamily
-    schedule: Schedule
-    images: Tensor
-    text: Tensor
-    text_options: conditioning.Options
-    negative: Tensor
-    negative_options: conditioning.Options
 
-    @classmethod
-    def read(cls, model, positive, negative, latent, steps: int) -> _Problem:
-        family, schedule, images = (
-            models.family_of(model),
-            models.schedule_of(model, steps),
-            wires.latent_in(model, latent),
-        )
-        texts = (
-            conditioning.read_text(each, role, len(images), family.context_dim)
-            for each, role in ((positive, "positive"), (negative, "negative"))
-        )
-        return cls(model, family, schedule, images, *next(texts), *next(texts))
-
-    def solve(self, loop: Callable, cfg: float, gradients: bool = False, **embeddings) -> io.NodeOutput:
-        """Run ``loop(predict, images)`` on the model for ``pivots, latents`` and more values for Embeddings by name; make the node's outputs of all.
-
-        embeddings: further values for Embeddings; without any the text is that of every step, and nothing was updated.
-        """
-        pivots, latents, found = run.sample(
-            self.model,
-            lambda predict, device: loop(predict, self.images.to(device)),
-            positive=(self.text, self.text_options),
-            negative=(self.negative, self.negative_options),
-            rows=len(self.images),
-            shape=self.images.shape[1:],
-            schedule=self.schedule,
-            gradients=gradients,
-        )
-        keep, steps = wires.to_wire, self.schedule.steps
-        trajectory = Trajectory(keep(pivots), keep(latents), self.schedule, cfg, self.family)
-        text = keep(self.text)
-        plain = {
-            "tuned": text.expand(steps, -1, -1, -1),
-            "target": text,
-            "negative": keep(self.negative),
-            "eta": eta_schedule(1.0, 1.0, steps),
-            "losses": (trajectory.latents[1:] - trajectory.pivots[1:]).square().flatten(2).mean(2),
-            "updates": torch.zeros(steps, len(self.images), dtype=torch.int64),
-            "positive_options": self.text_options,
-            "negative_options": self.negative_options,
-        }
-        found = {name: keep(value) for name, value in found.items()}
-        return io.NodeOutput(
-            trajectory,
-            Embeddings(**{**plain, **found, **embeddings}),
-            wires.latent_out(self.family, trajectory.latents[-1]),
-        )
-
-    def tune(self, search: Callable, name: str, cfg: float, uncond: bool = False, **how) -> io.NodeOutput:
-        """Walk the pictures up to noise with the text (``uncond``: the negative) and search for what redraws them: ``ttis`` for "tuned",
-        ``null_text`` for "negative". how: for the search. Make the node's outputs."""
-        steps = self.schedule.steps
-        report = run.progress(self.model, 2 * steps)
-        rows = conditioning.carries_rows(self.negative_options if name == "negative" else self.text_options)
-
-        def loop(predict, images):
-            pivots = ddim_inversion(
-                predict, images, self.negative if uncond else self.text, self.schedule, uncond=uncond, on_step=report(0)
-            )
-            tuning = search(
-                predict,
-                pivots,
-                self.text,
-                self.negative,
-                self.schedule,
-                guidance_scale=cfg,
-                skip_finished=not rows,
-                on_step=report(steps),
-                **how,
-            )
-            return pivots, tuning.latents, {name: tuning.embeddings, "losses": tuning.losses, "updates": tuning.updates}
-
-        return self.solve(loop, cfg, gradients=True, thresholds=how["stop"].levels(steps))
+def _invert(model, problem: Problem, inversion: Inversion) -> io.NodeOutput:
+    """Run an inversion on the model: trajectory, embeddings and the reconstruction."""
+    steps = problem.schedule.steps
+    report = run.progress(model, inversion.walks * steps)(0)
+    trajectory, embeddings = run.sample(
+        model,
+        lambda predict, device: inversion.invert(predict, problem.to(device), report),
+        positive=(problem.text, problem.text_options),
+        negative=(problem.negative, problem.negative_options),
+        rows=len(problem.images),
+        shape=tuple(problem.images.shape[1:]),
+        schedule=problem.schedule,
+        gradients=inversion.needs_gradients,
+    )
+    trajectory, embeddings = trajectory.to(wires.device()), embeddings.to(wires.device())
+    return io.NodeOutput(trajectory, embeddings, wires.latent_out(problem.family, trajectory.latents[-1]))
 
 
 class BaretTTISInversion(io.ComfyNode):
@@ -225,11 +175,15 @@ class BaretTTISInversion(io.ComfyNode):
         step_rule="secant",
     ) -> io.NodeOutput:
         with errors_of(cls):
-            problem = _Problem.read(model, positive, negative, latent, steps)
-            rule, stop = STEP_RULES[step_rule](learning_rate), StopRule(stop_threshold, stop_growth)
-            return problem.tune(
-                ttis, "tuned", cfg, uncond=inversion_text == "negative", rule=rule, iterations=iterations, stop=stop
+            problem = _read(model, positive, negative, latent, steps, cfg)
+            inversion = TargetTextInversion(
+                STEP_RULES[step_rule](learning_rate),
+                iterations,
+                StopRule(stop_threshold, stop_growth),
+                walk_with_negative=inversion_text == "negative",
+                skip_finished=not conditioning.carries_rows(problem.text_options),
             )
+            return _invert(model, problem, inversion)
 
 
 class BaretNullTextInversion(io.ComfyNode):
@@ -320,15 +274,14 @@ class BaretNullTextInversion(io.ComfyNode):
         cls, model, positive, negative, latent, steps, cfg, iterations, step_rule, learning_rate=1e-2, stop_threshold=1e-5, stop_growth=2e-5,
     ) -> io.NodeOutput:  # fmt: skip
         with errors_of(cls):
-            problem = _Problem.read(model, positive, negative, latent, steps)
-            rule = (
-                Adam(learning_rate, decay=1 / (2 * steps), test_after=True)
-                if step_rule == "adam"
-                else STEP_RULES[step_rule](learning_rate)
+            problem = _read(model, positive, negative, latent, steps, cfg)
+            inversion = NullTextInversion(
+                NULL_TEXT_RULES[step_rule](learning_rate),
+                iterations,
+                StopRule(stop_threshold, stop_growth),
+                skip_finished=not conditioning.carries_rows(problem.negative_options),
             )
-            return problem.tune(
-                null_text, "negative", cfg, rule=rule, iterations=iterations, stop=StopRule(stop_threshold, stop_growth)
-            )
+            return _invert(model, problem, inversion)
 
 
 class BaretInversion(io.ComfyNode):
@@ -350,8 +303,8 @@ class BaretInversion(io.ComfyNode):
                 io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
                 io.Combo.Input(
                     "method",
-                    options=[_DIRECT, _NEGATIVE_PROMPT, _DDIM],
-                    default=_DIRECT,
+                    options=list(_UNTUNED),
+                    default="direct",
                     tooltip="direct: what each step misses is added back to the picture's path; it is redrawn exactly. negative-prompt: the picture's text is the negative too; nearly exact, edits are weaker. DDIM: plain guided sampling, which drifts away.",
                 ),
                 io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
@@ -381,26 +334,4 @@ class BaretInversion(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, latent, method, steps, cfg) -> io.NodeOutput:
         with errors_of(cls):
-            problem = _Problem.read(model, positive, negative, latent, steps)
-            if method == _NEGATIVE_PROMPT:
-                problem = replace(problem, negative=problem.text, negative_options=problem.text_options)
-            report = run.progress(model, steps if method == _DIRECT else 2 * steps)
-
-            def invert(predict, images):
-                pivots = ddim_inversion(predict, images, problem.text, problem.schedule, on_step=report(0))
-                if method == _DIRECT:
-                    return pivots, pivots, {}
-                null = None if method == _NEGATIVE_PROMPT else problem.negative
-                return (
-                    pivots,
-                    sample_source(
-                        predict,
-                        Trajectory(pivots, pivots, problem.schedule, cfg, problem.family),
-                        problem.text,
-                        null,
-                        on_step=report(steps),
-                    ),
-                    {},
-                )
-
-            return problem.solve(invert, cfg)
+            return _invert(model, _read(model, positive, negative, latent, steps, cfg), _UNTUNED[method])

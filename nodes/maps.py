@@ -4,10 +4,11 @@ import re
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
-from ..baret_ops.attention import Site
-from ..baret_ops.edits.bam import Edits, advance, transition_is_reconstruction
-from ..baret_ops.maps import MapSums, watch_words
+from ..baret_ops.attention import EDIT, RECONSTRUCTION, TRANSITION
+from ..baret_ops.edits.word_maps import Grids, watch_edit, watched_steps, word_shares
+from ..baret_ops.prompts import Tokens
 from ..drawing.pictures import grid, to_pil, to_tensor, with_heat
 from ..host import models, run, wires
 from ..host.text import find_word, read_tokens
@@ -24,7 +25,7 @@ from .common import (
 )
 from .texts import CLIP_TOOLTIP, target_tokens
 
-_PROCESSES = ("reconstruction", "transition", "edit")
+_PROCESSES = (RECONSTRUCTION, TRANSITION, EDIT)
 
 
 class BaretAttentionMaps(io.ComfyNode):
@@ -123,78 +124,63 @@ class BaretAttentionMaps(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, trajectory, embeddings, clip, vae, text, words, tau_sa, tau_ca, cfg, start_percent, end_percent, resolutions="coarse"
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        trajectory,
+        embeddings,
+        clip,
+        vae,
+        text,
+        words,
+        tau_sa,
+        tau_ca,
+        cfg,
+        start_percent,
+        end_percent,
+        resolutions="coarse",
+    ) -> io.NodeOutput:
         with errors_of(cls):
             models.require_fit(model, trajectory)
-            steps, images, grid_size = trajectory.schedule.steps, trajectory.images, tuple(trajectory.pivots.shape[-2:])
-            span = range(int(start_percent * steps + 0.5), int(end_percent * steps + 0.5))
-            if not span:
-                raise ValueError(
-                    f"start_percent {start_percent:g} to end_percent {end_percent:g} of {steps} steps leaves none; widen it."
-                )
+            steps = trajectory.schedule.steps
+            span = watched_steps(start_percent, end_percent, steps)
             tokens = target_tokens(clip, embeddings, text)
-            asked = [part.strip() for part in words.split(",") if part.strip()]
-            asked = asked or list(dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word))))
-            if not asked:
-                raise ValueError("text has no words to look at; write the target text.")
-            places = {_plain(clip, word): find_word(clip, tokens, word, "text") for word in asked}
-            shares = torch.zeros(len(tokens.ids), len(places))
-            for column, positions in enumerate(places.values()):
-                shares[list(positions), column] = 1.0
-            wanted, grids = _wanted(resolutions), {}
-            sums, show = MapSums(grid_size), run.picture_progress(steps)
-
-            def wants(site: Site) -> bool:
-                grids[site.grid] = None
-                return wanted(site)
-
-            def report(step, *_):
-                if step == span[0] and not sums.count:
-                    raise ValueError(
-                        f"resolutions has {resolutions!r} and the grids of this picture are {', '.join(f'{w}x{h}' for h, w in grids)}; name widths of these."
-                    )
-                show()
+            places = _places(clip, tokens, words)
+            shares, grids = word_shares(len(tokens.ids), list(places.values())), _grids(resolutions)
+            show = run.picture_progress(steps)
 
             def look(predict, trajectory, mask, on_step):
-                edits = Edits.begin(trajectory, embeddings, [(tau_sa, tau_ca)])
-                (edits,) = advance(
+                return watch_edit(
                     predict,
                     trajectory,
-                    [edits],
-                    range(steps),
+                    embeddings,
+                    shares,
+                    span=span,
+                    grids=grids,
+                    tau_sa=tau_sa,
+                    tau_ca=tau_ca,
                     guidance_scale=cfg,
                     on_step=on_step,
-                    watch=watch_words(sums, shares, span, wants),
-                )
-                redrawn = trajectory.latents[-1]
-                return (
-                    redrawn,
-                    redrawn if transition_is_reconstruction(trajectory, embeddings, cfg) else edits.transition,
-                    edits.results()[0],
                 )
 
-            latents = sample_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=report)
-            pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(latents))).unflatten(
-                0, (3, images)
-            )
-            source = wires.decode(vae, wires.latent_out(trajectory.family, trajectory.pivots[-1]))
-            heat = wires.to_wire(sums.mean()).unflatten(0, (3, images)).movedim(0, 2)  # [B,W,3,h,w]
+            seen = sample_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=lambda *_: show())
+            heat = wires.to_wire(seen.heat)
             shown = heat / heat.amax((2, 3, 4), keepdim=True).clamp_min(1e-12)
+            pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(seen.latents)))
+            source = wires.decode(vae, wires.latent_out(trajectory.family, trajectory.pivots[-1]))
+            sheets = _sheets(source, pictures.unflatten(0, (len(_PROCESSES), trajectory.images)), list(places), shown)
+            of_words = shown[:, :, 0].flatten(0, 1)[:, None]
+            masks = torch.nn.functional.interpolate(of_words, pictures.shape[1:3], mode="bilinear")[:, 0]
+            return io.NodeOutput(sheets, masks, _report(places, heat), ui=ui.PreviewImage(sheets, cls=cls))
 
-            sheets = []
-            for image in range(images):
-                plain = [to_pil(process[image]) for process in pictures]
-                rows = [[with_heat(picture, each) for picture, each in zip(plain, word)] for word in shown[image]]
-                sheets.append(
-                    to_tensor(grid(to_pil(source[image]), list(_PROCESSES), ["picture", *places], [plain, *rows]))
-                )
-            masks = torch.nn.functional.interpolate(
-                shown[:, :, 0].flatten(0, 1)[:, None], pictures.shape[2:4], mode="bilinear"
-            )[:, 0]
-            return io.NodeOutput(
-                torch.cat(sheets), masks, _report(places, heat), ui=ui.PreviewImage(torch.cat(sheets), cls=cls)
-            )
+
+def _places(clip, tokens: Tokens, words: str) -> dict[str, tuple[int, ...]]:
+    """The words to look at with the positions of their tokens; all words of the text where none is named."""
+    asked = [part.strip() for part in words.split(",") if part.strip()]
+    if not asked:
+        asked = list(dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word))))
+    if not asked:
+        raise ValueError("text has no words to look at; write the target text.")
+    return {_plain(clip, word): find_word(clip, tokens, word, "text") for word in asked}
 
 
 def _plain(clip, phrase: str) -> str:
@@ -202,25 +188,42 @@ def _plain(clip, phrase: str) -> str:
     return " ".join(word for word, _ in read_tokens(clip, phrase).words)
 
 
-def _wanted(resolutions: str):
-    """Which sites the input means. Raises ValueError for what it does not understand."""
+def _grids(resolutions: str) -> Grids:
+    """Which grids the input means. Raises ValueError for what it does not understand."""
     parts = [part for part in re.split(r"[,\s]+", resolutions.strip()) if part]
     if parts == ["coarse"]:
-        return lambda site: site.coarse
+        return Grids(coarse=True, written=resolutions)
     if parts == ["all"]:
-        return lambda site: True
+        return Grids(written=resolutions)
     if not parts or not all(map(str.isdigit, parts)):
         raise ValueError(f"resolutions has {resolutions!r}; coarse, all, or widths such as 16, 32 fit.")
-    return lambda site: str(site.grid[1]) in parts
+    return Grids(widths=frozenset(map(int, parts)), written=resolutions)
 
 
-def _report(places: dict[str, tuple[int, ...]], heat: torch.Tensor) -> str:
+def _sheets(source: Tensor, pictures: Tensor, words: list[str], shown: Tensor) -> Tensor:
+    """A sheet for each image: the three pictures, and under them a row of heat for each word.
+
+    source ``[B,H,W,3]``, pictures ``[3,B,H,W,3]``, shown ``[B,W,3,h,w]`` in 0..1.
+    """
+    sheets = []
+    for image, heats in enumerate(shown):
+        plain = [to_pil(process[image]) for process in pictures]
+        rows = [plain]
+        for word in heats:
+            rows.append([with_heat(picture, heat) for picture, heat in zip(plain, word)])
+        sheets.append(to_tensor(grid(to_pil(source[image]), list(_PROCESSES), ["picture", *words], rows)))
+    return torch.cat(sheets)
+
+
+def _report(places: dict[str, tuple[int, ...]], heat: Tensor) -> str:
+    """How strongly each word is looked at; heat is ``[B,W,3,h,w]``."""
     lines = []
     for image, words in enumerate(heat, 1):
         for (word, positions), maps in zip(places.items(), words):
-            numbers = ", ".join(
+            numbers = [
                 f"{name} {float(each.mean()):.4f} (most {float(each.max()):.4f})"
                 for name, each in zip(_PROCESSES, maps)
-            )
-            lines.append(f"picture {image}, {word} (token {', '.join(map(str, positions))}): {numbers}")
+            ]
+            where = ", ".join(map(str, positions))
+            lines.append(f"picture {image}, {word} (token {where}): {', '.join(numbers)}")
     return "\n".join(lines)

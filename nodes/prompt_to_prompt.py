@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..baret_ops.edits.prompt_to_prompt import CrossEdit, LocalBlend, prompt_to_prompt, refine, replace
+from ..baret_ops.edits.prompt_to_prompt import CrossEdit, LocalBlend, prompt_to_prompt, refinement, replacement
 from ..host import wires
 from .common import CATEGORY, MASK_TOOLTIP, SEARCH_ALIASES, errors_of, sample_edit
 from .texts import (
@@ -16,7 +16,7 @@ from .texts import (
     with_target,
 )
 
-_ALIGNMENTS = {"refine": refine, "replace": replace}
+_ALIGNMENTS = {"refine": refinement, "replace": replacement}
 _PROCESSES = 2
 
 

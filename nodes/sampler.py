@@ -71,7 +71,7 @@ class BaretToSampler(io.ComfyNode):
             negative = [[embeddings.negative, dict(embeddings.negative_options)]]
             if embeddings.negative.ndim == 4:
                 negative = conditioning.per_step(list(embeddings.negative), embeddings.negative_options, schedule)
-            noisy = trajectory.pivots[0] * schedule.scale(0)
+            noisy = schedule.to_sampler(trajectory.pivots[0], 0)
             return io.NodeOutput(
                 positive,
                 negative,

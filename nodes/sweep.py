@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
+from torch import Tensor
 
 from ..baret_ops.edits.bam import Edits, advance, edit_mask
+from ..baret_ops.edits.sweep import Sweep
+from ..baret_ops.values import Trajectory
 from ..drawing.pictures import grid, to_pil, to_tensor
 from ..host import models, run, wires
 from .common import (
@@ -89,59 +93,66 @@ class BaretEditSweep(io.ComfyNode):
             ranges = read_ranges(eta_ranges, "eta_ranges")
             selfs, crosses = read_numbers(tau_sa, "tau_sa"), read_numbers(tau_ca, "tau_ca")
             taus = [(sa, ca) for ca in crosses for sa in selfs]
-            chosen = {"guidance_scale": cfg, "uncond_too": passes == "both", "max_tokens": max_resolution**2 or None}
-            steps, images, cells = trajectory.schedule.steps, trajectory.images, trajectory.pivots[0, 0, 0].numel()
-            many = [Edits.begin(trajectory, embeddings.with_transition(*each), taus) for each in ranges]
-            together = max(1, (_MOST_CELLS // (cells * images) - 1) // (len(taus) + 1))
-            # While the reconstruction lends, etas go side by side, so that it runs once for all; then each goes to its end alone.
-            lending = max(sa for sa, _ in many[0].taus)
+            cells = trajectory.pivots[0, :, 0].numel()
+            sweep = Sweep(trajectory, embeddings, ranges, taus, most=_MOST_CELLS // cells)
+            sheet = _Sheet(vae, trajectory, ranges, selfs, crosses)
+            show = run.picture_progress(sweep.forwards)
+            show(sheet.drawn(0), 0)
+            found: list[Tensor | None] = []  # the mask at the latents' size, with what auto_mask finds
 
-            decode = lambda z: wires.decode(vae, wires.latent_out(trajectory.family, z))  # noqa: E731
-            source = decode(trajectory.pivots[-1])
-            etas = [f"eta\n{a:g}" + ("" if a == b else f"\nto {b:g}") for a, b in ranges]
-            columns = [f"tau_sa\n{sa:g}" + (f"\ntau_ca\n{ca:g}" if len(crosses) > 1 else "") for sa, ca in taus]
-            corner = "source" if len(crosses) > 1 else f"source, tau_ca {crosses[0]:g}"
-            rows: list[torch.Tensor] = []  # of each eta done, [taus,B,H,W,3]
-
-            def sheet(image):
-                done = [[to_pil(cell[image]) for cell in row] for row in rows]
-                return grid(
-                    to_pil(source[image]),
-                    columns,
-                    etas,
-                    done + [[None] * len(taus)] * (len(ranges) - len(rows)),
-                    corner,
-                )
-
-            total = -(-len(many) // together) * lending + len(many) * (steps - lending)
-            show = run.picture_progress(total)
-            show(sheet(0), 0)
-
-            found = None  # the mask at the latents' size, with what auto_mask finds
-
-            def forward(edits, span):
+            def forward(edits: list[Edits], span: range) -> list[Edits]:
                 def loop(predict, trajectory, mask, on_step):
-                    nonlocal found
-                    found = edit_mask(predict, trajectory, embeddings, mask, auto_mask) if found is None else found
-                    return advance(predict, trajectory, edits, span, mask=found, on_step=on_step, **chosen)
+                    if not found:
+                        found.append(edit_mask(predict, trajectory, embeddings, mask, auto_mask))
+                    return advance(
+                        predict,
+                        trajectory,
+                        edits,
+                        span,
+                        guidance_scale=cfg,
+                        uncond_too=passes == "both",
+                        max_tokens=max_resolution**2 or None,
+                        mask=found[0],
+                        on_step=on_step,
+                    )
 
                 return sample_edit(
-                    model,
-                    trajectory,
-                    embeddings,
-                    mask,
-                    len(edits) * (len(taus) + 1) + 1,
-                    loop,
-                    on_step=lambda *_: show(),
+                    model, trajectory, embeddings, mask, sweep.processes, loop, on_step=lambda *_: show()
                 )
 
-            for first in range(0, len(many), together):
-                for edits in forward(many[first : first + together], range(lending)):
-                    (done,) = forward([edits], range(lending, steps))
-                    rows.append(decode(torch.cat(done.results())).unflatten(0, (len(taus), images)))
-                    show(sheet(0), 0)
+            for row in sweep.rows(forward):
+                sheet.add(row)
+                show(sheet.drawn(0), 0)
+            sheets = torch.cat([to_tensor(sheet.drawn(image)) for image in range(trajectory.images)])
+            return io.NodeOutput(sheets, sheet.edits(), ui=ui.PreviewImage(sheets, cls=cls))
 
-            sheets = torch.cat([to_tensor(sheet(image)) for image in range(images)])
-            return io.NodeOutput(
-                sheets, torch.stack(rows).movedim(2, 0).flatten(0, 2), ui=ui.PreviewImage(sheets, cls=cls)
-            )
+
+class _Sheet:
+    """The labelled grid of a sweep, filled row by row."""
+
+    def __init__(self, vae, trajectory: Trajectory, ranges: list, selfs: list[float], crosses: list[float]):
+        self._vae, self._family = vae, trajectory.family
+        self._source = self._pictures(trajectory.pivots[-1])
+        self._rows: list[Tensor] = []  # of each eta done, [taus,B,H,W,3]
+        self._etas = [f"eta\n{start:g}" + ("" if start == end else f"\nto {end:g}") for start, end in ranges]
+        several = len(crosses) > 1
+        self._columns = [f"tau_sa\n{sa:g}" + (f"\ntau_ca\n{ca:g}" if several else "") for ca in crosses for sa in selfs]
+        self._corner = "source" if several else f"source, tau_ca {crosses[0]:g}"
+
+    def _pictures(self, z: Tensor) -> Tensor:
+        return wires.decode(self._vae, wires.latent_out(self._family, z))
+
+    def add(self, row: list[Tensor]) -> None:
+        """The edited latents of the next row, ``[B,C,h,w]`` for each column."""
+        images = len(row[0])
+        self._rows.append(self._pictures(torch.cat(row)).unflatten(0, (len(row), images)))
+
+    def drawn(self, image: int) -> Image.Image:
+        """The grid of one image of the batch; what is not done yet is grey."""
+        cells: list[list[Image.Image | None]] = [[to_pil(cell[image]) for cell in row] for row in self._rows]
+        cells += [[None] * len(self._columns)] * (len(self._etas) - len(self._rows))
+        return grid(to_pil(self._source[image]), self._columns, self._etas, cells, self._corner)
+
+    def edits(self) -> Tensor:
+        """All edits ``[B*rows*columns,H,W,3]``, one image's after another's, row by row."""
+        return torch.stack(self._rows).movedim(2, 0).flatten(0, 2)

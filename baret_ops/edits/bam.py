@@ -1,4 +1,4 @@
-"""The balanced attention module (BAM): sample the edit with attention from two other processes, one edit or many side by side."""
+"""The balanced attention module (BAM): edits with attention from two other processes, one or many side by side."""
 
 from __future__ import annotations
 
@@ -8,61 +8,56 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..attention import Hooks, Sharing
-from ..inversions.tuning import OnStep
-from ..predict import Predict
+from ..attention import EDIT, RECONSTRUCTION, TRANSITION, Hooks
+from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
 from .auto_mask import auto_mask as find_mask
-from .sampling import guided_step, injected_steps
+from .plan import Dials, Entry, Plan, Process, distinct, plan_step
+from .sampling import guided_step
 
-Taus = tuple[int, int]
-"""Numbers of steps, from the noisiest, with shared self- and with shared cross-attention."""
-
-RECONSTRUCTION, TRANSITION = "reconstruction", "transition"
+Watch = Callable[[int, dict[str, int]], Hooks | None]
+"""``watch(i, places)``, called before each step with the places of the reconstruction and of the first transition among
+the forward's processes (the first edit is 0); both then run at every step. Returns its hooks for the forward."""
 
 
 def transition_is_reconstruction(trajectory: Trajectory, embeddings: Embeddings, guidance_scale: float) -> bool:
-    """Whether the transition repeats the reconstruction: eta 1 at the guidance that the reconstruction was made with."""
-    return embeddings.is_rigid and (trajectory.is_direct or guidance_scale == trajectory.guidance_scale)
+    """Whether the transition repeats the reconstruction: eta 1, and the guidance that it was made at."""
+    same_guidance = trajectory.is_direct or guidance_scale == trajectory.guidance_scale
+    return embeddings.is_rigid and same_guidance
 
 
 @dataclass(frozen=True, eq=False)
 class Edits:
-    """Edits with one transition and different taus, on their way through the steps.
+    """Edits with one transition and different dials, on their way through the steps.
 
-    taus: of each edit. transition: the transition's latent ``[B,C,h,w]``, VP form, as long as anything borrows from it.
-    latents: the edits' by the taus they have followed so far. Edits that have followed the same ones are one until they part, so
-    that N steps of many edits cost less than N times as many.
+    dials: of each edit.
+    transition: the transition's latent ``[B,C,h,w]``, VP form, as long as anything borrows from it.
+    latents: the edits' by the dials they have followed so far. Edits that have followed the same ones are one until
+        they part, so that N steps of many edits cost less than N times as many.
     """
 
     embeddings: Embeddings
-    taus: tuple[Taus, ...]
+    dials: tuple[Dials, ...]
     transition: Tensor
-    latents: dict[Taus, Tensor]
+    latents: dict[Dials, Tensor]
 
     @classmethod
-    def begin(cls, trajectory: Trajectory, embeddings: Embeddings, taus: Iterable[tuple[float, float]]) -> Edits:
-        """Edits at the picture's noise, for pairs of ``(tau_sa, tau_ca)``. Raises ValueError for a misfit or a tau outside 0..1."""
+    def begin(cls, trajectory: Trajectory, embeddings: Embeddings, dials: Iterable[Dials]) -> Edits:
+        """Edits at the picture's noise. Raises ValueError for a misfit."""
         require_match(trajectory, embeddings)
-        steps, start = trajectory.schedule.steps, trajectory.pivots[0]
-        counts = tuple((injected_steps(sa, steps, "tau_sa"), injected_steps(ca, steps, "tau_ca")) for sa, ca in taus)
-        return cls(embeddings, counts, start, {(0, 0): start})
+        dials, start = tuple(dials), trajectory.pivots[0]
+        return cls(embeddings, dials, start, {each: start for each in distinct(dials, 0)})
 
     def to(self, device: torch.device) -> Edits:
-        """These edits with their latents on a device."""
+        """These edits with their tensors on a device."""
+        latents = {dials: latent.to(device) for dials, latent in self.latents.items()}
         return replace(
-            self,
-            transition=self.transition.to(device),
-            latents={taus: latent.to(device) for taus, latent in self.latents.items()},
+            self, embeddings=self.embeddings.to(device), transition=self.transition.to(device), latents=latents
         )
 
-    def followed(self, step: int) -> dict[Taus, None]:
-        """The different taus that the edits have followed before a step, in the edits' order."""
-        return dict.fromkeys((min(sa, step), min(ca, step)) for sa, ca in self.taus)
-
     def results(self) -> list[Tensor]:
-        """The edited latents ``[B,C,h,w]`` after the last step, VP form, in the order of the taus."""
-        return [self.latents[taus] for taus in self.taus]
+        """The edited latents ``[B,C,h,w]`` after the last step, VP form, in the order of the dials."""
+        return [self.latents[dials] for dials in self.dials]
 
 
 @torch.no_grad()
@@ -77,90 +72,86 @@ def advance(
     max_tokens: int | None = None,
     mask: Tensor | None = None,
     on_step: OnStep | None = None,
-    watch: Callable[[int, dict[str, int]], Hooks | None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Edits]:
-    """Take edits through ``steps`` side by side; see :func:`bam`. One reconstruction serves all, one transition all edits of an entry.
+    """Take edits through ``steps`` side by side; see :func:`bam` and :func:`.plan.plan_step`.
 
-    on_step: reports the first edit. watch: called before each step with its number and the place of the reconstruction and
-    of the first transition among the forward's processes (the first edit is 0); both then run at every step. Returns its hooks for the forward.
-    Raises NotFinite.
+    on_step: reports the first edit. watch: see :data:`Watch`. Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
     many = [edits.to(device) for edits in many]
-    rigid = [transition_is_reconstruction(trajectory, edits.embeddings, guidance_scale) for edits in many]
     mask = None if mask is None else mask.to(device)
-
+    entries = [
+        Entry(edits.dials, transition_is_reconstruction(trajectory, edits.embeddings, guidance_scale)) for edits in many
+    ]
     for i in steps:
-        # The processes of this step, guided ones first: a lender that needs no guidance has no unconditional row.
-        places = [(number, taus) for number, edits in enumerate(many) for taus in edits.followed(i + 1)]
-        latents = [many[number].latents[min(sa, i), min(ca, i)] for number, (sa, ca) in places]
-        texts = [many[number].embeddings.target.to(device) for number, _ in places]
-        crossing = {number for number, (_, ca) in places if ca == i + 1}
-        own = [number for number in range(len(many)) if not rigid[number] and (number in crossing or watch)]
-        transitions = {number: len(latents) + place for place, number in enumerate(own)}
-        latents += [many[number].transition for number in own]
-        texts += [many[number].embeddings.transition(i).to(device) for number in own]
-        guided = reconstruction = len(latents)
-        sharing_self = any(sa == i + 1 for _, (sa, _) in places)
-        if sharing_self or crossing - {*own} or watch:
-            latents.append(trajectory.latents[i])
-            texts.append(many[0].embeddings.tuned[i].to(device))
-        lenders = range(len(places), len(latents))  # they keep what is theirs
-        sharing = Sharing(
-            processes=len(latents),
-            self_from=(
-                *(reconstruction if sa == i + 1 else place for place, (_, (sa, _)) in enumerate(places)),
-                *lenders,
-            )
-            if sharing_self
-            else None,
-            cross_from=(
-                *(
-                    transitions.get(number, reconstruction) if ca == i + 1 else place
-                    for place, (number, (_, ca)) in enumerate(places)
-                ),
-                *lenders,
-            )
-            if crossing
-            else None,
-            max_tokens=max_tokens,
-            uncond=uncond_too,
-        )
-        how = {"sharing": sharing if sharing_self or crossing else None}
-        if watch is not None:
-            how["hooks"] = watch(i, {RECONSTRUCTION: reconstruction, TRANSITION: transitions.get(0, reconstruction)})
+        plan = plan_step(i, entries, watched=watch is not None)
+        z = torch.cat([_latent_of(process, i, many, trajectory) for process in plan.processes])
+        texts = torch.cat([_text_of(process, i, many) for process in plan.processes])
+        negative = many[0].embeddings.negative_at(i)
+        hooks = None if watch is None else watch(i, _watched(plan))
 
-        x, sigma = torch.cat(latents) * schedule.scale(i), float(schedule.sigmas[i])
-        cond = torch.cat(texts)
-        negative = many[0].embeddings.negative_at(i).to(device)
-        rows = guided * images
-        if guided == len(latents) or uncond_too:
-            eps_cond, eps_uncond = predict(x, sigma, cond=cond, uncond=negative.repeat(len(latents), 1, 1), **how)
-        else:
-            eps_cond, _ = predict(x, sigma, cond=cond, **how)
-            _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(guided, 1, 1))
-        z, denoised = guided_step(schedule, i, x[:rows], eps_cond[:rows], eps_uncond[:rows], guidance_scale)
-        moved = z.split(images)
-        edited = moved[: len(places)]
-        if mask is not None:
-            edited = [torch.lerp(trajectory.pivots[i + 1], edit, mask) for edit in edited]
-        many = [
-            replace(
-                edits,
-                transition=moved[transitions[number]] if number in transitions else edits.transition,
-                latents={taus: edit for (owner, taus), edit in zip(places, edited) if owner == number},
+        x, sigma, rows = schedule.to_sampler(z, i), schedule.sigma(i), plan.guided * images
+        how = {"sharing": plan.sharing(max_tokens, uncond_too), "hooks": hooks}
+        if uncond_too or plan.guided == len(plan.processes):
+            eps_cond, eps_uncond = predict(
+                x, sigma, cond=texts, uncond=negative.repeat(len(plan.processes), 1, 1), **how
             )
-            for number, edits in enumerate(many)
-        ]
+        else:
+            # What only lends has no unconditional row.
+            eps_cond, _ = predict(x, sigma, cond=texts, **how)
+            _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(plan.guided, 1, 1))
+        arrived, clean = guided_step(schedule, i, z[:rows], eps_cond[:rows], eps_uncond[:rows], guidance_scale)
+
+        moved = list(arrived.split(images))
+        for place, process in enumerate(plan.processes):
+            if process.role == EDIT and mask is not None:
+                moved[place] = torch.lerp(trajectory.pivots[i + 1], moved[place], mask)
+        many = [_moved(number, edits, plan, moved) for number, edits in enumerate(many)]
         if on_step is not None:
-            on_step(i, denoised[:images], edited[0])
+            on_step(i, clean[:images], moved[0])
     return many
+
+
+def _latent_of(process: Process, i: int, many: list[Edits], trajectory: Trajectory) -> Tensor:
+    """Where a process stands before step i, ``[B,C,h,w]``."""
+    if process.role == RECONSTRUCTION:
+        return trajectory.latents[i]
+    edits = many[process.entry]
+    return edits.transition if process.role == TRANSITION else edits.latents[process.dials.followed(i)]
+
+
+def _text_of(process: Process, i: int, many: list[Edits]) -> Tensor:
+    """The text of a process at step i, ``[B,T,D]``."""
+    embeddings = many[process.entry].embeddings
+    if process.role == RECONSTRUCTION:
+        return embeddings.tuned[i]
+    return embeddings.transition(i) if process.role == TRANSITION else embeddings.target
+
+
+def _watched(plan: Plan) -> dict[str, int]:
+    """Where the reconstruction and the first transition stand, which may be one."""
+    reconstruction = plan.places(RECONSTRUCTION)[0]
+    return {RECONSTRUCTION: reconstruction, TRANSITION: plan.places(TRANSITION).get(0, reconstruction)}
+
+
+def _moved(number: int, edits: Edits, plan: Plan, moved: list[Tensor]) -> Edits:
+    """An entry's edits after a step, from where the plan's processes have arrived."""
+    latents, transition = {}, edits.transition
+    for process, arrived in zip(plan.processes, moved):
+        if process.entry != number:
+            continue
+        if process.role == EDIT:
+            latents[process.dials] = arrived
+        elif process.role == TRANSITION:
+            transition = arrived
+    return replace(edits, transition=transition, latents=latents)
 
 
 def edit_mask(
     predict: Predict, trajectory: Trajectory, embeddings: Embeddings, mask: Tensor | None, auto_mask: float
 ) -> Tensor | None:
-    """The given mask, multiplied with the one that is found from the text where ``auto_mask``, its threshold, is above 0 (:mod:`.auto_mask`)."""
+    """The given mask, times the one that is found from the text where ``auto_mask``, its threshold, is above 0."""
     if not auto_mask:
         return mask
     found = find_mask(predict, trajectory, embeddings, auto_mask)
@@ -182,15 +173,16 @@ def bam(
 
     For the first ``tau_sa`` of the steps the edit's self-attention takes Q and K from the reconstruction, for the
     first ``tau_ca`` its cross-attention takes them from the transition; V stays its own. The reconstruction
-    repeats what TTIS did, so it costs one conditional row-forward a step and only while it lends; the transition costs two
-    while it lends, and none beside the reconstruction where it is the reconstruction (eta 1 at the tuned guidance).
+    repeats what TTIS did, so it costs one conditional row-forward a step and only while it lends; the transition costs
+    two while it lends, and none beside the reconstruction where it is the reconstruction (eta 1 at the tuned guidance).
 
     mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept at every step. auto_mask: see :func:`edit_mask`.
-    how: for :func:`advance`: guidance_scale; uncond_too: share in the unconditional pass as well; max_tokens: no sharing in
-    blocks of more tokens; on_step; watch.
+    how: for :func:`advance`: guidance_scale; uncond_too: share in the unconditional pass as well; max_tokens: no
+    sharing in blocks of more tokens; on_step; watch.
     Returns the edited latent ``[B,C,h,w]``, VP form. Raises ValueError for a misfit, NotFinite.
     """
-    edits = Edits.begin(trajectory, embeddings, [(tau_sa, tau_ca)])
+    steps = trajectory.schedule.steps
+    edits = Edits.begin(trajectory, embeddings, [Dials.of(steps, tau_sa, tau_ca)])
     mask = edit_mask(predict, trajectory, embeddings, mask, auto_mask)
-    (edits,) = advance(predict, trajectory, [edits], range(trajectory.schedule.steps), mask=mask, **how)
+    (edits,) = advance(predict, trajectory, [edits], range(steps), mask=mask, **how)
     return edits.results()[0]

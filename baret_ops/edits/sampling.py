@@ -8,40 +8,43 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..inversions.tuning import NotFinite, OnStep
-from ..schedule import Schedule, ddim_step, guide
+from ..predict import IN_FULL_PRECISION, OnStep, require_finite
+from ..schedule import Schedule, guide
 from ..values import Trajectory
 
-Step = Callable[[int, float, Tensor], tuple[Tensor, Tensor]]
-"""``step(i, sigma, x [B,C,h,w])``: ``(eps_cond, eps_uncond)`` of the edit."""
+_ADVICE = f"lower cfg, or {IN_FULL_PRECISION}"
+
+Predicted = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""``predicted(i, x [B,C,h,w])``: ``(eps_cond, eps_uncond)`` of the edit at step i; ``x`` in the sampler's form."""
 
 
 def injected_steps(tau: float, steps: int, name: str = "tau") -> int:
-    """``floor(tau * N + 0.5)``: how many steps, from the noisiest, attention is injected. Raises ValueError outside 0..1."""
+    """``floor(tau * N + 0.5)``: in how many steps, from the noisiest, attention is injected.
+
+    Raises ValueError outside 0..1.
+    """
     if not 0.0 <= tau <= 1.0:
         raise ValueError(f"{name} is {tau}; it is a share of the steps and lies from 0 (never) to 1 (always).")
     return math.floor(tau * steps + 0.5)
 
 
 def guided_step(
-    schedule: Schedule, i: int, x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float
+    schedule: Schedule, i: int, z: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The guided DDIM step i from ``x [R,C,h,w]``: where it arrives, in VP form, and the clean latent predicted. Raises NotFinite."""
-    sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+    """The guided DDIM step i from ``z [R,C,h,w]``: where it arrives, and the clean latent predicted; both in VP form.
+
+    Raises NotFinite.
+    """
     eps = guide(eps_cond, eps_uncond, guidance_scale)
-    x_next = ddim_step(x, eps, sigma, sigma_next)
-    if not torch.isfinite(x_next).all():
-        raise NotFinite(
-            f"NaN or infinity appeared in the sampling at step {i} of {schedule.steps} (time {schedule.timesteps[i]}): "
-            "lower cfg, or run the model in float32 or bfloat16 (for example --fp32-unet)."
-        )
-    return x_next / schedule.scale(i + 1), x - sigma * eps
+    arrived = schedule.step(z, eps, i, i + 1)
+    require_finite(arrived, during="sampling", schedule=schedule, step=i, advice=_ADVICE)
+    return arrived, schedule.clean(z, eps, i)
 
 
 @torch.no_grad()
-def sample_edit(
+def sample_from_pivots(
     trajectory: Trajectory,
-    step: Step,
+    predicted: Predicted,
     *,
     guidance_scale: float,
     blend: Callable[[int, Tensor], Tensor] | None = None,
@@ -56,12 +59,12 @@ def sample_edit(
     """
     schedule, z = trajectory.schedule, trajectory.pivots[0]
     for i in range(schedule.steps):
-        x = z * schedule.scale(i)
-        z, denoised = guided_step(schedule, i, x, *step(i, float(schedule.sigmas[i]), x), guidance_scale)
+        eps_cond, eps_uncond = predicted(i, schedule.to_sampler(z, i))
+        z, clean = guided_step(schedule, i, z, eps_cond, eps_uncond, guidance_scale)
         if blend is not None:
             z = blend(i, z)
         if mask is not None:
             z = torch.lerp(trajectory.pivots[i + 1], z, mask)
         if on_step is not None:
-            on_step(i, denoised, z)
+            on_step(i, clean, z)
     return z

@@ -35,6 +35,26 @@ def test_equals_explicit_softmax(passes, uncond):
         torch.testing.assert_close(attend(got_n @ wq, got_context @ wk, got_value @ wv), wanted)
 
 
+@pytest.mark.parametrize("layout", [None, (RECONSTRUCTION, 1, 2)])
+@pytest.mark.parametrize("uncond", [False, True])
+def test_looks_are_keys_and_values(layout, uncond):
+    """The edit's own queries over the lender's K and V; with its queries lent too, it is the lender's attention."""
+    passes = [False, True]
+    generator = torch.Generator().manual_seed(0)
+    n = torch.randn(3 * B * len(passes), L, D, generator=generator)
+    wq, wk, wv = torch.randn(3, D, D, generator=generator)
+    q, k, v = n @ wq, n @ wk, n @ wv
+    wanted = attend(q, k, v)
+    for index, conditional in enumerate(passes):
+        if conditional or uncond:
+            edit, lender = (index * 3 * B + process * B for process in (0, RECONSTRUCTION))
+            edit, lender = slice(edit, edit + B), slice(lender, lender + B)
+            wanted[edit] = attend(q[edit] if layout is None else q[lender], k[lender], v[lender])
+    sharing = Sharing(processes=3, self_from=layout, looks_from=(RECONSTRUCTION, 1, 2), uncond=uncond)
+    got_n, got_context, got_value = sharing.share_self(n, n, n, passes)
+    torch.testing.assert_close(attend(got_n @ wq, got_context @ wk, got_value @ wv), wanted)
+
+
 def test_leaves_alone_what_it_does_not_share():
     n = torch.randn(3 * B, L, D)
     assert Sharing(processes=3).share_self(n, n, n, [True])[0] is n

@@ -5,6 +5,7 @@ import torch
 
 from baret_ops.edits.auto_mask import auto_mask
 from baret_ops.edits.bam import Edits, advance, bam
+from baret_ops.edits.plan import Dials
 from baret_ops.edits.sampling import injected_steps
 from baret_ops.schedule import make_schedule
 from baret_ops.values import Embeddings, ModelFamily, Trajectory
@@ -196,6 +197,10 @@ class TestAutoMask:
         assert torch.equal(none, trajectory.pivots[-1])
 
 
+def dials(taus):
+    return [Dials.of(STEPS, *each) for each in taus]
+
+
 class TestManyEdits:
     """Edits side by side: each is the one that runs alone, and what they have in common runs once."""
 
@@ -208,7 +213,7 @@ class TestManyEdits:
         trajectory, embeddings = inversion((1.0, 1.0))
         mask = torch.linspace(0.2, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4)
         how = {"guidance_scale": W, "uncond_too": both, "mask": mask}
-        many = [Edits.begin(trajectory, embeddings.with_transition(*eta), self.TAUS) for eta in self.ETAS]
+        many = [Edits.begin(trajectory, embeddings.with_transition(*eta), dials(self.TAUS)) for eta in self.ETAS]
         many = advance(Network(), trajectory, many, range(halt), **how)
         many = [advance(Network(), trajectory, [edits], range(halt, STEPS), **how)[0] for edits in many]
         for eta, edits in zip(self.ETAS, many):
@@ -221,12 +226,13 @@ class TestManyEdits:
     def test_what_is_common_runs_once(self):
         trajectory, embeddings = inversion((0.8, 0.1))
         many = [
-            Edits.begin(trajectory, embeddings.with_transition(*eta), [(0.25, 0.5), (0.5, 0.5)])
+            Edits.begin(trajectory, embeddings.with_transition(*eta), dials([(0.25, 0.5), (0.5, 0.5)]))
             for eta in ((0.8, 0.1), (0.6, 0.1))
         ]
         network = Network()
         advance(network, trajectory, many, range(STEPS), guidance_scale=W)
-        # One reconstruction for half of the steps; for each eta a transition for half of them, and edits that are one for a quarter.
+        # One reconstruction for half of the steps; for each eta a transition for half of them, and edits that are one
+        # for a quarter.
         assert network.rows == B * (STEPS // 2 + 2 * 2 * (STEPS // 2 + STEPS // 4 + 2 * (3 * STEPS // 4)))
 
     def test_watching_runs_both_lenders_at_every_step(self):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from baret_ops.edits.prompt_to_prompt import CrossEdit, LocalBlend, refine, replace
+from baret_ops.edits.prompt_to_prompt import CrossEdit, LocalBlend, refinement, replacement
 from baret_ops.prompts import Tokens
 
 
@@ -36,30 +36,30 @@ def partners(matrix):
     ],
 )
 def test_refine(source, target, wanted):
-    assert partners(refine(tokens(source), tokens(target))) == wanted
+    assert partners(refinement(tokens(source), tokens(target))) == wanted
 
 
 def test_replace_word_for_word():
-    assert partners(replace(tokens("abc"), tokens("axc"))) == list(range(8)), "one token for one"
-    assert partners(replace(tokens("aBc"), tokens("xYc"))) == list(range(8)), "two for two, in order"
-    one_for_two = replace(tokens("abc"), tokens("axYc"))
+    assert partners(replacement(tokens("abc"), tokens("axc"))) == list(range(8)), "one token for one"
+    assert partners(replacement(tokens("aBc"), tokens("xYc"))) == list(range(8)), "two for two, in order"
+    one_for_two = replacement(tokens("abc"), tokens("axYc"))
     assert one_for_two[2].tolist() == [0, 0, 0.5, 0.5, 0, 0, 0, 0], "a map is shared among a longer word's tokens"
     assert partners(one_for_two[:, [0, 1, 4, 5, 6, 7]]) == [0, 1, 3, 4, 6, 7]
-    two_for_one = replace(tokens("abCd"), tokens("axd"))
+    two_for_one = replacement(tokens("abCd"), tokens("axd"))
     assert two_for_one[:, 2].tolist() == [0, 0, 1, 1, 0, 0, 0, 0], "and a longer word's maps go to one"
     with pytest.raises(ValueError, match="source_text has 3 words and target_text 2"):
-        replace(tokens("abc"), tokens("ab"))
+        replacement(tokens("abc"), tokens("ab"))
 
 
 def test_texts_of_several_windows():
-    matrix = refine(tokens("abc", 8), tokens("abcx", 16))
+    matrix = refinement(tokens("abc", 8), tokens("abcx", 16))
     assert matrix.shape == (8, 16)
     assert partners(matrix)[:5] == [0, 1, 2, 3, None] and partners(matrix)[8:] == [4] * 8
 
 
 def test_shares_end_word_by_word():
     cross = CrossEdit(
-        refine(tokens("ab", 5), tokens("axb", 5)),
+        refinement(tokens("ab", 5), tokens("axb", 5)),
         torch.tensor([0.5, 0.5, 0.5, 1.0, 0.0]),
         torch.tensor([1.0, 1.0, 3.0, 2.0, 1.0]),
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from baret_ops.inversions.tuning import ddim_inversion
+from baret_ops.inversions.ddim import ddim_inversion
 from baret_ops.schedule import Schedule, ddim_step, make_schedule
 
 diffusers = pytest.importorskip("diffusers", reason="dev/test.py installs it")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from baret_ops.inversions.step_rules import Adam, Secant, SecantMemory, Step
+from baret_ops.inversions.step_rules import Adam, Secant, SecantMemory, TuningStep
 
 SHAPE = (4, 6, 6)
 RULES = {"secant": Secant(), "secant_memory": SecantMemory()}
@@ -17,7 +17,7 @@ def random(*shape, seed=0):
 def make_step(predict, images=1, iterations=1, threshold=0.0, goal=None, seed=1):
     """A step whose guided noise is ``predict(e)``, from ``[A,3,8]`` to ``[A,144]``."""
     rows = lambda e, _: predict(e.flatten(1)).view(len(e), *SHAPE)  # noqa: E731
-    return Step(
+    return TuningStep(
         rows,
         random(images, *SHAPE, seed=seed) if goal is None else goal,
         weight=0.5,
@@ -80,6 +80,58 @@ def test_a_rejected_update_is_not_differentiated_again():
     found = Secant()(step, embedding, far)
     assert found.losses < losses_at(step, embedding)
     assert len(differentiated) < int(found.updates) == 6
+
+
+def test_a_graph_is_let_go_before_the_next_forward():
+    """Also where the update was taken back, so that nothing went backward through it."""
+    kept, held = set(), []
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            kept.add(id(self))
+
+        def __del__(self):
+            kept.discard(id(self))
+
+    weights = random(24, 144)
+
+    def network(e):
+        if torch.is_grad_enabled():
+            held.append(len(kept))
+        return torch.sin(e @ weights)
+
+    embedding = random(1, 3, 8, seed=2)
+    far = torch.full([1], 1e9, dtype=torch.float64)  # a remembered length that overshoots, as far as the limit lets it
+    near = network((embedding + 0.001 * random(1, 3, 8, seed=3)).flatten(1)).view(1, *SHAPE)
+    held.clear()
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        for rule, memory in ((Secant(), far), (SecantMemory(), None)):
+            rule(make_step(network, iterations=4, goal=near), embedding, memory)
+    assert len(held) == 8
+    assert max(held) == 0, f"{max(held)} tensors of an earlier forward were still held when the next began"
+
+
+class NoFloat64(torch.Tensor):
+    """A tensor of a device that knows no float64, as MPS."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.double or (function is torch.Tensor.to and torch.float64 in args):
+            raise TypeError("Cannot convert a tensor to float64: the device does not support it.")
+        out = super().__torch_function__(function, types, args, kwargs or {})
+        return out.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else out
+
+
+def test_memory_asks_no_float64_of_the_device():
+    """Small systems are solved on the CPU, in float64 that not every device knows."""
+    weights = random(24, 144).float()
+    goal, start = random(1, *SHAPE, seed=1).float(), random(1, 3, 8, seed=2).float()
+    ends = []
+    for on_device in (lambda t: t, lambda t: t.as_subclass(NoFloat64)):
+        step = make_step(lambda e: torch.tanh(e @ weights), iterations=3, goal=on_device(goal))
+        ends.append(SecantMemory()(step, on_device(start), None).embedding.as_subclass(torch.Tensor))
+    assert torch.equal(*ends)
 
 
 def test_memory_lands_in_a_span_it_knows():

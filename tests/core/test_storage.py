@@ -40,6 +40,14 @@ def saved(inversion, tmp_path):
     return path
 
 
+def test_what_was_loaded_lets_the_file_go(saved, inversion):
+    """A file that stays mapped cannot be replaced on Windows, and changes under a workflow that holds it."""
+    trajectory, embeddings = load_inversion(saved)
+    with open(saved, "r+b") as file:
+        file.write(bytes(saved.stat().st_size))
+    assert torch.equal(trajectory.pivots, inversion[0].pivots) and torch.equal(embeddings.tuned, inversion[1].tuned)
+
+
 def rewrite(path, change_tensors=None, change_about=None):
     """Write the file again with its tensors or description changed."""
     from safetensors import safe_open

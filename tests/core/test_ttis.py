@@ -9,7 +9,9 @@ import torch
 
 from baret_ops.edits.sampling import injected_steps
 from baret_ops.inversions.step_rules import Adam, Secant, SecantMemory
-from baret_ops.inversions.tuning import NotFinite, StopRule, ddim_inversion, ttis
+from baret_ops.inversions.ddim import ddim_inversion
+from baret_ops.inversions.tuning import StopRule, ttis
+from baret_ops.predict import NotFinite
 from baret_ops.schedule import make_schedule
 from baret_ops.transition import blend, eta_schedule
 
