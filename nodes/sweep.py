@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..baret_ops.edits.bam import Edits, advance, edit_mask
+from ..baret_ops.edits.region import Region
 from ..baret_ops.edits.sweep import Sweep
 from ..baret_ops.values import Trajectory
 from ..drawing.pictures import grid, to_pil, to_tensor
@@ -112,7 +113,7 @@ class BaretEditSweep(io.ComfyNode):
                         guidance_scale=cfg,
                         uncond_too=passes == "both",
                         max_tokens=max_resolution**2 or None,
-                        mask=found[0],
+                        region=Region(found[0]),
                         on_step=on_step,
                     )
 

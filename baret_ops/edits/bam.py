@@ -12,12 +12,17 @@ from ..attention import EDIT, RECONSTRUCTION, TRANSITION, Hooks
 from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
 from .auto_mask import auto_mask as find_mask
+from .auto_mask import noise_difference
 from .plan import Dials, Entry, Plan, Process, distinct, plan_step
+from .region import Region, dilated, otsu, renoised
 from .sampling import guided_step
 
 Watch = Callable[[int, dict[str, int]], Hooks | None]
 """``watch(i, places)``, called before each step with the places of the reconstruction and of the first transition among
 the forward's processes (the first edit is 0); both then run at every step. Returns its hooks for the forward."""
+
+
+EVERYWHERE = Region()
 
 
 def transition_is_reconstruction(trajectory: Trajectory, embeddings: Embeddings, guidance_scale: float) -> bool:
@@ -34,19 +39,24 @@ class Edits:
     transition: the transition's latent ``[B,C,h,w]``, VP form, as long as anything borrows from it.
     latents: the edits' by the dials they have followed so far. Edits that have followed the same ones are one until
         they part, so that N steps of many edits cost less than N times as many.
+    masks: where each of these was let differ at its last step, ``[1 or B,1,h,w]`` in 0..1, None everywhere.
     """
 
     embeddings: Embeddings
     dials: tuple[Dials, ...]
     transition: Tensor
     latents: dict[Dials, Tensor]
+    masks: dict[Dials, Tensor | None]
 
     @classmethod
-    def begin(cls, trajectory: Trajectory, embeddings: Embeddings, dials: Iterable[Dials]) -> Edits:
-        """Edits at the picture's noise. Raises ValueError for a misfit."""
+    def begin(
+        cls, trajectory: Trajectory, embeddings: Embeddings, dials: Iterable[Dials], start: Tensor | None = None
+    ) -> Edits:
+        """Edits at the picture's noise, or at ``start [B,C,h,w]`` in its place. Raises ValueError for a misfit."""
         require_match(trajectory, embeddings)
-        dials, start = tuple(dials), trajectory.pivots[0]
-        return cls(embeddings, dials, start, {each: start for each in distinct(dials, 0)})
+        dials, noise = tuple(dials), trajectory.pivots[0]
+        latents = dict.fromkeys(distinct(dials, 0), noise if start is None else start)
+        return cls(embeddings, dials, noise, latents, dict.fromkeys(latents))
 
     def to(self, device: torch.device) -> Edits:
         """These edits with their tensors on a device."""
@@ -70,17 +80,16 @@ def advance(
     guidance_scale: float = 7.5,
     uncond_too: bool = False,
     max_tokens: int | None = None,
-    mask: Tensor | None = None,
+    region: Region = EVERYWHERE,
     on_step: OnStep | None = None,
     watch: Watch | None = None,
 ) -> list[Edits]:
     """Take edits through ``steps`` side by side; see :func:`bam` and :func:`.plan.plan_step`.
 
-    on_step: reports the first edit. watch: see :data:`Watch`. Raises NotFinite.
+    region: where they may differ from the picture. on_step: reports the first edit. watch: see :data:`Watch`. Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
     many = [edits.to(device) for edits in many]
-    mask = None if mask is None else mask.to(device)
     entries = [
         Entry(edits.dials, transition_is_reconstruction(trajectory, edits.embeddings, guidance_scale)) for edits in many
     ]
@@ -103,13 +112,16 @@ def advance(
             _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(plan.guided, 1, 1))
         arrived, clean = guided_step(schedule, i, z[:rows], eps_cond[:rows], eps_uncond[:rows], guidance_scale)
 
-        moved = list(arrived.split(images))
+        moved, predicted = list(arrived.split(images)), clean.split(images)
+        masks: list[Tensor | None] = [None] * len(moved)
         for place, process in enumerate(plan.processes):
-            if process.role == EDIT and mask is not None:
-                moved[place] = torch.lerp(trajectory.pivots[i + 1], moved[place], mask)
-        many = [_moved(number, edits, plan, moved) for number, edits in enumerate(many)]
+            if process.role == EDIT:
+                masks[place] = mask = region.at(i, predicted[place], trajectory)
+                if mask is not None:
+                    moved[place] = torch.lerp(trajectory.pivots[i + 1], moved[place], mask)
+        many = [_moved(number, edits, plan, moved, masks) for number, edits in enumerate(many)]
         if on_step is not None:
-            on_step(i, clean[:images], moved[0])
+            on_step(i, predicted[0], moved[0])
     return many
 
 
@@ -135,17 +147,17 @@ def _watched(plan: Plan) -> dict[str, int]:
     return {RECONSTRUCTION: reconstruction, TRANSITION: plan.places(TRANSITION).get(0, reconstruction)}
 
 
-def _moved(number: int, edits: Edits, plan: Plan, moved: list[Tensor]) -> Edits:
+def _moved(number: int, edits: Edits, plan: Plan, moved: list[Tensor], masks: list[Tensor | None]) -> Edits:
     """An entry's edits after a step, from where the plan's processes have arrived."""
-    latents, transition = {}, edits.transition
-    for process, arrived in zip(plan.processes, moved):
+    latents, allowed, transition = {}, {}, edits.transition
+    for process, arrived, mask in zip(plan.processes, moved, masks):
         if process.entry != number:
             continue
         if process.role == EDIT:
-            latents[process.dials] = arrived
+            latents[process.dials], allowed[process.dials] = arrived, mask
         elif process.role == TRANSITION:
             transition = arrived
-    return replace(edits, transition=transition, latents=latents)
+    return replace(edits, transition=transition, latents=latents, masks=allowed)
 
 
 def edit_mask(
@@ -158,6 +170,26 @@ def edit_mask(
     return found if mask is None else mask.to(found.device) * found
 
 
+def renoised_start(
+    predict: Predict,
+    trajectory: Trajectory,
+    embeddings: Embeddings,
+    amount: float,
+    mask: Tensor | None,
+    seed: int,
+) -> Tensor:
+    """Where an edit starts whose old layout is to let go, ``[B,C,h,w]``: fresh noise where it may change.
+
+    That is the mask, or without one where the text asks for something else (:func:`.auto_mask.noise_difference` above
+    Otsu's threshold, two cells wider), which costs 16 row-forwards an image. See :func:`.region.renoised`.
+    """
+    if mask is None:
+        difference = noise_difference(predict, trajectory, embeddings)
+        mask = dilated((difference > otsu(difference)).to(difference), 2)
+    return renoised(trajectory.pivots[0], amount, mask, seed)
+
+
+@torch.no_grad()
 def bam(
     predict: Predict,
     trajectory: Trajectory,
@@ -165,10 +197,14 @@ def bam(
     *,
     tau_sa: float = 0.3,
     tau_ca: float = 0.6,
+    appearance: float = 0.0,
     mask: Tensor | None = None,
     auto_mask: float = 0.0,
+    change_mask: float = 0.0,
+    renoise: float = 0.0,
+    seed: int = 0,
     **how,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Sample the edit (paper, Eq. 4 and 5).
 
     For the first ``tau_sa`` of the steps the edit's self-attention takes Q and K from the reconstruction, for the
@@ -176,13 +212,24 @@ def bam(
     repeats what TTIS did, so it costs one conditional row-forward a step and only while it lends; the transition costs
     two while it lends, and none beside the reconstruction where it is the reconstruction (eta 1 at the tuned guidance).
 
-    mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept at every step. auto_mask: see :func:`edit_mask`.
-    how: for :func:`advance`: guidance_scale; uncond_too: share in the unconditional pass as well; max_tokens: no
-    sharing in blocks of more tokens; on_step; watch.
-    Returns the edited latent ``[B,C,h,w]``, VP form. Raises ValueError for a misfit, NotFinite.
+    Beyond the paper, all off at 0:
+    appearance: for the last share of the steps self-attention takes K and V from the reconstruction, which is what
+        things look like. With Q and K lent as well at a step, it is the reconstruction's attention.
+    mask: ``[1 or B,1,h,w]`` in 0..1; outside it the pivots are kept at every step. auto_mask: see :func:`edit_mask`.
+    change_mask: threshold below which a change is none, and the pivots are kept (:func:`.region.change_mask`).
+    renoise: share of fresh noise, by ``seed``, where the picture may change (:func:`renoised_start`).
+    how: for :func:`advance`: guidance_scale; uncond_too: share in the unconditional pass as well; max_tokens: no sharing
+        in blocks of more tokens; on_step; watch.
+    Returns the edited latent ``[B,C,h,w]``, VP form, and where it was let differ at the last step, ``[B,1,h,w]`` in
+    0..1. Raises ValueError for a misfit, NotFinite.
     """
-    steps = trajectory.schedule.steps
-    edits = Edits.begin(trajectory, embeddings, [Dials.of(steps, tau_sa, tau_ca)])
-    mask = edit_mask(predict, trajectory, embeddings, mask, auto_mask)
-    (edits,) = advance(predict, trajectory, [edits], range(steps), mask=mask, **how)
-    return edits.results()[0]
+    require_match(trajectory, embeddings)
+    steps, device = trajectory.schedule.steps, trajectory.pivots.device
+    mask = edit_mask(predict, trajectory, embeddings, None if mask is None else mask.to(device), auto_mask)
+    start = renoised_start(predict, trajectory, embeddings, renoise, mask, seed) if renoise else None
+    dials = Dials.of(steps, tau_sa, tau_ca, appearance)
+    begun = Edits.begin(trajectory, embeddings, [dials], start)
+    (edits,) = advance(predict, trajectory, [begun], range(steps), region=Region(mask, change_mask), **how)
+    allowed = edits.masks[dials]
+    whole = torch.ones_like(trajectory.pivots[0][:, :1])
+    return edits.results()[0], whole if allowed is None else allowed * whole

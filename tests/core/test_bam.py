@@ -6,6 +6,7 @@ import torch
 from baret_ops.edits.auto_mask import auto_mask
 from baret_ops.edits.bam import Edits, advance, bam
 from baret_ops.edits.plan import Dials
+from baret_ops.edits.region import Region, change_of, otsu, renoised
 from baret_ops.edits.sampling import injected_steps
 from baret_ops.schedule import make_schedule
 from baret_ops.values import Embeddings, ModelFamily, Trajectory
@@ -18,6 +19,11 @@ def mix(x, e, self_x, cross_x, cross_e, sigma):
     z, self_z, cross_z = (t / (1 + sigma**2) ** 0.5 for t in (x, self_x, cross_x))
     own, lent = e.mean((1, 2))[:, None, None, None], cross_e.mean((1, 2))[:, None, None, None]
     return torch.tanh(z) + 0.3 * torch.sin(3 * self_z) * z + 0.5 * torch.sin(2 * cross_z + lent) * own
+
+
+def edited(*given, **how):
+    """The edit alone, without where it was let differ."""
+    return bam(*given, **how)[0]
 
 
 class Network:
@@ -93,7 +99,7 @@ def inversion(eta, negatives=()):
 def test_is_the_plain_way(eta, taus, both, masked):
     trajectory, embeddings = inversion(eta)
     mask = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4) if masked else None
-    got = bam(
+    got = edited(
         Network(), trajectory, embeddings, guidance_scale=W, tau_sa=taus[0], tau_ca=taus[1], uncond_too=both, mask=mask
     )
     torch.testing.assert_close(got, plain(trajectory, embeddings, *taus, both, mask), rtol=1e-6, atol=1e-6)
@@ -103,7 +109,7 @@ def test_is_the_plain_way(eta, taus, both, masked):
 @pytest.mark.parametrize("both", [False, True])
 def test_a_negative_of_each_step(eta, both):
     trajectory, embeddings = inversion(eta, negatives=(STEPS,))
-    got = bam(Network(), trajectory, embeddings, guidance_scale=W, uncond_too=both)
+    got = edited(Network(), trajectory, embeddings, guidance_scale=W, uncond_too=both)
     torch.testing.assert_close(got, plain(trajectory, embeddings, 0.3, 0.6, both), rtol=1e-6, atol=1e-6)
 
 
@@ -111,10 +117,10 @@ def test_rigid_at_another_guidance_samples_the_transition():
     """The tuned latents are the transition only at the guidance they were tuned at."""
     trajectory, embeddings = inversion((1.0, 1.0))
     network = Network()
-    bam(network, trajectory, embeddings, guidance_scale=W)
+    edited(network, trajectory, embeddings, guidance_scale=W)
     assert network.rows == B * (round(0.6 * STEPS) + 2 * STEPS)
     network = Network()
-    bam(network, trajectory, embeddings, guidance_scale=W + 1)
+    edited(network, trajectory, embeddings, guidance_scale=W + 1)
     assert network.rows == B * (injected_steps(0.3, STEPS) + 2 * injected_steps(0.6, STEPS) + 2 * STEPS)
 
 
@@ -122,11 +128,11 @@ def test_a_hard_mask_keeps_the_last_pivot_to_the_bit():
     trajectory, embeddings = inversion((0.8, 0.1))
     mask = torch.zeros(1, 1, 3, 4, dtype=torch.float64)
     mask[..., 2:] = 1.0
-    got = bam(Network(), trajectory, embeddings, guidance_scale=W, mask=mask)
+    got = edited(Network(), trajectory, embeddings, guidance_scale=W, mask=mask)
     assert torch.equal(got[..., :2], trajectory.pivots[-1][..., :2])
     assert torch.equal(
-        bam(Network(), trajectory, embeddings, guidance_scale=W, mask=torch.ones_like(mask)),
-        bam(Network(), trajectory, embeddings, guidance_scale=W),
+        edited(Network(), trajectory, embeddings, guidance_scale=W, mask=torch.ones_like(mask)),
+        edited(Network(), trajectory, embeddings, guidance_scale=W),
     )
 
 
@@ -180,13 +186,15 @@ class TestAutoMask:
 
     def test_the_edit_keeps_the_pivots_outside_it_and_within_a_given_mask(self):
         trajectory, embeddings = self.inverted(0.9)
-        free = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0)
-        got = bam(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0, auto_mask=0.1)
+        free = edited(self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0)
+        got = edited(
+            self.where_text_acts, trajectory, embeddings, guidance_scale=W, tau_sa=0.0, tau_ca=0.0, auto_mask=0.1
+        )
         assert torch.equal(got[0], trajectory.pivots[-1][0]) and torch.equal(
             got[1, ..., :4], trajectory.pivots[-1][1, ..., :4]
         )
         torch.testing.assert_close(got[1, ..., 6:], free[1, ..., 6:])
-        none = bam(
+        none = edited(
             self.where_text_acts,
             trajectory,
             embeddings,
@@ -212,15 +220,25 @@ class TestManyEdits:
     def test_each_is_the_one_alone(self, both, halt):
         trajectory, embeddings = inversion((1.0, 1.0))
         mask = torch.linspace(0.2, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4)
-        how = {"guidance_scale": W, "uncond_too": both, "mask": mask}
+        how = {"guidance_scale": W, "uncond_too": both}
         many = [Edits.begin(trajectory, embeddings.with_transition(*eta), dials(self.TAUS)) for eta in self.ETAS]
-        many = advance(Network(), trajectory, many, range(halt), **how)
-        many = [advance(Network(), trajectory, [edits], range(halt, STEPS), **how)[0] for edits in many]
+        many = advance(Network(), trajectory, many, range(halt), region=Region(mask), **how)
+        many = [
+            advance(Network(), trajectory, [edits], range(halt, STEPS), region=Region(mask), **how)[0] for edits in many
+        ]
         for eta, edits in zip(self.ETAS, many):
             for taus, got in zip(self.TAUS, edits.results()):
                 torch.testing.assert_close(
                     got,
-                    bam(Network(), trajectory, embeddings.with_transition(*eta), tau_sa=taus[0], tau_ca=taus[1], **how),
+                    edited(
+                        Network(),
+                        trajectory,
+                        embeddings.with_transition(*eta),
+                        tau_sa=taus[0],
+                        tau_ca=taus[1],
+                        mask=mask,
+                        **how,
+                    ),
                 )
 
     def test_what_is_common_runs_once(self):
@@ -240,14 +258,87 @@ class TestManyEdits:
         seen = []
         for each, guided in ((embeddings, 2), (embeddings.with_transition(1.0, 1.0), 1)):
             network = Network()
-            got = bam(
+            got = edited(
                 network,
                 trajectory,
                 each,
                 guidance_scale=W,
                 watch=lambda step, places: seen.append((step, *places.values())),
             )
-            torch.testing.assert_close(got, bam(Network(), trajectory, each, guidance_scale=W))
+            torch.testing.assert_close(got, edited(Network(), trajectory, each, guidance_scale=W))
             assert network.rows == B * STEPS * (2 * guided + 1)
             assert seen == [(step, guided, 1) for step in range(STEPS)]
             seen.clear()
+
+
+class TestBeyondThePaper:
+    """Looks, change mask and new noise: off they change nothing, on they do what they say."""
+
+    def test_at_zero_they_change_nothing_to_the_bit(self):
+        trajectory, embeddings = inversion((0.8, 0.1))
+        plain_way, mask = bam(Network(), trajectory, embeddings, guidance_scale=W)
+        off = {"appearance": 0.0, "change_mask": 0.0, "renoise": 0.0, "seed": 5}
+        assert torch.equal(edited(Network(), trajectory, embeddings, guidance_scale=W, **off), plain_way)
+        assert torch.equal(mask, torch.ones_like(mask))
+
+    @pytest.mark.parametrize("extra", [{"appearance": 1.0}, {"change_mask": 0.5}, {"renoise": 0.8}])
+    def test_a_mask_of_zero_gives_the_picture_exactly(self, extra):
+        trajectory, embeddings = inversion((0.8, 0.1))
+        nothing = torch.zeros(1, 1, 3, 4, dtype=torch.float64)
+        got, mask = bam(Network(), trajectory, embeddings, guidance_scale=W, mask=nothing, **extra)
+        assert torch.equal(got, trajectory.pivots[-1]) and not mask.any()
+
+    def test_looks_cost_the_reconstruction_from_their_step_on(self):
+        trajectory, embeddings = inversion((0.8, 0.1))
+        for both, lender in ((False, 1), (True, 2)):
+            network = Network()
+            how = {"tau_sa": 0.0, "tau_ca": 0.0, "guidance_scale": W, "uncond_too": both}
+            bam(network, trajectory, embeddings, appearance=0.75, **how)
+            assert network.rows == B * (2 * STEPS + lender * 6)
+
+    def test_the_change_mask_keeps_the_picture_where_little_changes(self):
+        trajectory, embeddings = inversion((0.8, 0.1))
+        free = edited(Network(), trajectory, embeddings, guidance_scale=W)
+        change = change_of(free, trajectory.pivots[-1])
+        most = float(change.max())
+        none, mask = bam(Network(), trajectory, embeddings, guidance_scale=W, change_mask=100 * most)
+        assert torch.equal(none, trajectory.pivots[-1]) and not mask.any()
+        all_of_it, mask = bam(Network(), trajectory, embeddings, guidance_scale=W, change_mask=1e-9)
+        torch.testing.assert_close(all_of_it, free)
+        assert bool((mask == 1).all())
+
+    def test_new_noise_comes_by_seed_and_only_where_the_picture_may_change(self):
+        trajectory, embeddings = inversion((0.8, 0.1))
+        half = torch.zeros(1, 1, 3, 4, dtype=torch.float64)
+        half[..., 2:] = 1.0
+        start = renoised(trajectory.pivots[0], 0.8, half, seed=3)
+        assert torch.equal(start[..., :2], trajectory.pivots[0][..., :2])
+        assert not torch.isclose(start[..., 2:], trajectory.pivots[0][..., 2:]).any()
+        assert torch.equal(start, renoised(trajectory.pivots[0], 0.8, half, seed=3))
+        assert not torch.equal(start, renoised(trajectory.pivots[0], 0.8, half, seed=4))
+        assert torch.equal(renoised(trajectory.pivots[0], 0.0, None, seed=3), trajectory.pivots[0])
+        how = {"guidance_scale": W, "mask": half, "renoise": 0.8}
+        first, again, other = (edited(Network(), trajectory, embeddings, seed=seed, **how) for seed in (3, 3, 4))
+        assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+class TestOtsu:
+    def test_parts_two_classes_image_by_image(self):
+        values = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+        values[:, :, :2] += torch.tensor([10.0, 2.0, 0.0])[:, None, None, None]
+        found = otsu(values)
+        assert found.shape == (3, 1, 1, 1)
+        assert 1.0 < float(found[0]) < 10.0 and 1.0 < float(found[1]) < 2.0
+        assert torch.equal((values > found)[:2], (torch.arange(6) < 2)[None, None, :, None].expand(2, 1, 6, 6))
+        torch.testing.assert_close(otsu(7 * values), 7 * found, msg="it goes with the scale")
+
+    def test_is_the_cut_of_the_largest_variance_between_classes(self):
+        values = torch.rand(1, 1, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        flat = values.flatten()
+
+        def between(cut):
+            low, high = flat[flat <= cut], flat[flat > cut]
+            return len(low) * len(high) * float(low.mean() - high.mean()) ** 2
+
+        best = max(between(float(cut)) for cut in flat.sort().values[:-1])
+        assert between(float(otsu(values))) == pytest.approx(best)

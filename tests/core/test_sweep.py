@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from baret_ops.edits.bam import advance, bam
+from baret_ops.edits.bam import advance
 from baret_ops.edits.sweep import Sweep
 
-from .test_bam import STEPS, B, Network, W, inversion
+from .test_bam import STEPS, B, Network, W, edited, inversion
 
 RANGES = [(0.8, 0.1), (1.0, 1.0), (0.4, 0.0)]
 TAUS = [(0.25, 0.5), (0.5, 0.5), (0.5, 1.0), (0.0, 0.75), (1.0, 0.0)]
@@ -39,7 +39,7 @@ def test_each_cell_is_the_edit_alone_and_no_forward_is_larger(most):
     for etas, row in zip(RANGES, rows, strict=True):
         moving = embeddings.with_transition(*etas)
         for taus, got in zip(TAUS, row, strict=True):
-            alone = bam(Network(), trajectory, moving, guidance_scale=W, tau_sa=taus[0], tau_ca=taus[1])
+            alone = edited(Network(), trajectory, moving, guidance_scale=W, tau_sa=taus[0], tau_ca=taus[1])
             torch.testing.assert_close(got, alone)
 
 
