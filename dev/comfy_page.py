@@ -44,9 +44,8 @@ def _playwright() -> Path:
     if not folder.is_dir():
         comfyui.say(f"installing {PLAYWRIGHT} into {folder}")
         with tempfile.TemporaryDirectory(dir=comfyui.cache_root()) as temporary:
-            result = _run(
-                [sys.executable, "-m", "pip", "install", "--quiet", "--target", f"{temporary}/new", PLAYWRIGHT]
-            )
+            install = [sys.executable, "-m", "pip", "install", "--quiet"]
+            result = _run([*install, "--target", f"{temporary}/new", PLAYWRIGHT])
             if result.returncode:
                 raise BrowserError(f"{PLAYWRIGHT} could not be installed: {comfyui.last_line(result)}")
             Path(temporary, "new").rename(folder)  # it appears whole or not at all
@@ -80,14 +79,11 @@ def _from_debian() -> tuple[str | None, str]:
     comfyui.say("installing Debian's chromium")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     _run(["apt-get", "update", "-qq"], environment)
-    result = _run(
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-liberation"], environment
-    )
-    return (
-        (_installed()[0], "Debian's package does not start")
-        if result.returncode == 0
-        else (None, f"apt-get says {comfyui.last_line(result)}")
-    )
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+    result = _run([*install, "chromium", "fonts-liberation"], environment)
+    if result.returncode:
+        return None, f"apt-get says {comfyui.last_line(result)}"
+    return _installed()[0], "Debian's package does not start"
 
 
 def _from_playwright(packages: Path) -> tuple[str | None, str]:
@@ -101,10 +97,9 @@ def _from_playwright(packages: Path) -> tuple[str | None, str]:
 
 
 def _run(command: list, environment: dict | None = None) -> subprocess.CompletedProcess:
+    written = [str(part) for part in command]
     try:
-        return subprocess.run(
-            [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=600
-        )
+        return subprocess.run(written, env=environment, capture_output=True, text=True, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
@@ -131,20 +126,32 @@ def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 
             browser.close()
 
 
+NODE = "title => app.graph.nodes.find(n => n.title === title)"
+
+OPENED = """
+    app.extensionManager.workflow.activeWorkflow.filename.split(' ')[0] === argument
+    && app.graph.nodes.length && !app.graph.nodes[0].ofTheWorkflowBefore
+"""
+"""Whether a template is the workflow on the canvas: one that is opened again gets a number after its name."""
+
+TITLE_BAR = """
+    const n = node(argument), { scale, offset } = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
+    const x = n.pos[0] + n.size[0] / 2, y = n.pos[1] - 15;
+    return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale];
+"""
+
+
 class Page:
     """ComfyUI's page: what a person does there, under the names a person would use. `page` is Playwright's.
 
-    `errors` collects what went wrong on the page and names the pack, or came from no known place: ComfyUI's own frontend
-    logs a few errors on a fresh installation.
+    `errors` collects what went wrong on the page and names the pack, or came from no known place: ComfyUI's own
+    frontend logs a few errors on a fresh installation.
     """
 
     def __init__(self, page, url: str):
         self.page, self.url = page, url
         self.errors: list[str] = []
-        page.on(
-            "console",
-            lambda message: message.type == "error" and self._note(message.text, message.location.get("url", "")),
-        )
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
         self.set("Comfy.TutorialCompleted", True)  # a first visit would open the template browser at a time of its own
         self.reload()
@@ -155,11 +162,12 @@ class Page:
             f"{self.url}/api/settings/{setting}", data=json.dumps(value), headers={"Content-Type": "application/json"}
         )
 
-    def _note(self, text: str, source: str) -> None:
-        looked_up = "/docs/" in source and source.endswith(
-            ".md"
-        )  # a help page is looked for in the user's language first
-        if any(name in text + source for name in (PACK_NAME, "Baret", "BARET")) and not looked_up:
+    def _hear(self, message) -> None:
+        """Note down an error that the page logs and that names the pack."""
+        text, source = message.text, message.location.get("url", "")
+        looked_up = "/docs/" in source and source.endswith(".md")  # first in the user's language, which may be missing
+        ours = any(name in text + source for name in (PACK_NAME, "Baret", "BARET"))
+        if message.type == "error" and ours and not looked_up:
             self.errors.append(f"{text} ({source})")
 
     def reload(self) -> None:
@@ -174,7 +182,7 @@ class Page:
     def wait(self, condition: str, argument=None, limit: int = LIMIT) -> None:
         """Wait until a JavaScript expression is true; `node(title)` as in `ask`."""
         self.page.wait_for_function(
-            f"argument => {{ const node = {NODE}; return {condition} }}", arg=argument, polling=50, timeout=limit
+            f"argument => {{ const node = {NODE}; return ({condition}) }}", arg=argument, polling=50, timeout=limit
         )
 
     def open_template(self, name: str) -> None:
@@ -184,11 +192,7 @@ class Page:
         self.page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).first.click()
         self.page.get_by_test_id(f"template-workflow-{name}").click()
         self.page.get_by_role("dialog").wait_for(state="detached")
-        # A template opened again gets a number after its name.
-        self.wait(
-            "app.extensionManager.workflow.activeWorkflow.filename.split(' ')[0] === argument && app.graph.nodes.length && !app.graph.nodes[0].ofTheWorkflowBefore",
-            name,
-        )
+        self.wait(OPENED, name)
 
     def search(self, words: str):
         """Empty the canvas, fill in its search box and return the results."""
@@ -206,11 +210,8 @@ class Page:
 
     def pictures(self, title: str) -> list[list[int]]:
         """Wait for the pictures that a run puts into a node; returns their sizes."""
-        self.wait(
-            "node(argument).imgs?.length && node(argument).imgs.every(i => i.complete && i.naturalWidth)",
-            title,
-            RUN_LIMIT,
-        )
+        loaded = "node(argument).imgs?.length && node(argument).imgs.every(i => i.complete && i.naturalWidth)"
+        self.wait(loaded, title, RUN_LIMIT)
         return self.ask("return node(argument).imgs.map(i => [i.naturalWidth, i.naturalHeight])", title)
 
     def complaint(self) -> str:
@@ -226,15 +227,5 @@ class Page:
 
     def place(self, title: str) -> tuple[float, float]:
         """The middle of a node's title bar on the screen."""
-        return tuple(
-            self.ask(
-                """
-            const n = node(argument), { scale, offset } = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
-            return [box.left + (n.pos[0] + n.size[0] / 2 + offset[0]) * scale, box.top + (n.pos[1] - 15 + offset[1]) * scale];
-        """,
-                title,
-            )
-        )
-
-
-NODE = "title => app.graph.nodes.find(n => n.title === title)"
+        x, y = self.ask(TITLE_BAR, title)
+        return x, y

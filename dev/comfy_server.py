@@ -90,6 +90,22 @@ class Run:
     cached: set[str] = field(default_factory=set)
     outputs: dict[str, dict] = field(default_factory=dict)
 
+    def take(self, event: dict) -> None:
+        """Note down one event."""
+        self.events.append(event)
+        kind, data = event["type"], event["data"]
+        if kind == "execution_cached":
+            self.cached.update(data["nodes"])
+        elif kind == "executed" and data["output"]:
+            self.outputs[data["node"]] = data["output"]
+        elif kind == "executing" and data["node"] is not None:
+            self.executed.append(data["node"])
+
+    def ended_by(self, event: dict) -> bool:
+        """Whether an event says that nothing of this run is executed any more."""
+        data = event["data"]
+        return event["type"] == "executing" and data["node"] is None and data.get("prompt_id") == self.prompt_id
+
     def progress(self, node_id: str) -> list[tuple[float, float]]:
         """The (value, maximum) pairs that node reported, in order."""
         data = [e["data"] for e in self.events if e["type"] == "progress"]
@@ -114,16 +130,16 @@ class Client:
             raise ServerError(f"The WebSocket of {url} did not open.")
 
     async def _listen(self) -> None:
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(f"{self.url}/ws?clientId={self.id}", max_msg_size=0) as self._socket:
-                # Must be the first message: previews then come with the id of their node.
-                await self._socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
-                self._listening.set()
-                async for message in self._socket:
-                    if message.type == aiohttp.WSMsgType.TEXT:
-                        self._events.put(json.loads(message.data))
-                    elif message.type == aiohttp.WSMsgType.BINARY and (preview := _preview(message.data)):
-                        self._events.put(preview)
+        address = f"{self.url}/ws?clientId={self.id}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as self._socket:
+            # Must be the first message: previews then come with the id of their node.
+            await self._socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+            self._listening.set()
+            async for message in self._socket:
+                if message.type == aiohttp.WSMsgType.TEXT:
+                    self._events.put(json.loads(message.data))
+                elif message.type == aiohttp.WSMsgType.BINARY and (preview := _preview(message.data)):
+                    self._events.put(preview)
         self._events.put(None)
 
     def close(self) -> None:
@@ -146,21 +162,23 @@ class Client:
     def upload(self, image: Path) -> str:
         """Put a picture into the server's input folder; returns the name that LoadImage takes."""
         form = uuid.uuid4().hex
-        body = (
-            (
-                f'--{form}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
-                f'--{form}\r\nContent-Disposition: form-data; name="image"; filename="{image.name}"\r\n'
-                "Content-Type: application/octet-stream\r\n\r\n"
-            ).encode()
-            + image.read_bytes()
-            + f"\r\n--{form}--\r\n".encode()
+        head = (
+            f'--{form}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+            f'--{form}\r\nContent-Disposition: form-data; name="image"; filename="{image.name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
         )
+        body = head.encode() + image.read_bytes() + f"\r\n--{form}--\r\n".encode()
         answer = json.loads(self._request("/upload/image", body, f"multipart/form-data; boundary={form}"))
         return answer["name"]
 
     def view(self, image: dict) -> bytes:
         """The file behind one entry of a node's `images` output."""
         return self._request("/view?" + urllib.parse.urlencode(image))
+
+    def pictures(self, run: Run, prompt: dict) -> dict[str, bytes]:
+        """The first picture of each node that shows some after a run of `prompt`, by the node's title."""
+        shown = {id: output["images"][0] for id, output in run.outputs.items() if output.get("images")}
+        return {prompt[id]["_meta"]["title"]: self.view(image) for id, image in shown.items()}
 
     def queue(self, prompt: dict) -> str:
         """Submit a workflow in API form; returns its id. Raises PromptRejected."""
@@ -188,18 +206,16 @@ class Client:
     # --- running a workflow -----------------------------------------------------------------------------------------
 
     def run(self, prompt: dict, on_event: Callable[[dict | Preview], None] | None = None, timeout: float = 600) -> Run:
-        """Submit a workflow and follow it to its end. Raises PromptRejected, ExecutionFailed, Interrupted, TimeoutError."""
+        """Submit a workflow and follow it to its end.
+
+        on_event: called with each event and preview as it comes. timeout: seconds, after which the run is cancelled.
+        Raises PromptRejected, ExecutionFailed, Interrupted, TimeoutError.
+        """
         run = Run(self.queue(prompt))
         failure: Exception | None = None
         deadline = time.monotonic() + timeout
         while True:
-            try:
-                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                self.interrupt()
-                raise TimeoutError(f"The workflow did not end within {timeout:.0f} s.") from None
-            if event is None:
-                raise ServerError("The server closed the connection while the workflow ran.")
+            event = self._next_event(deadline, timeout)
             if isinstance(event, dict) and event["data"].get("prompt_id") not in (None, run.prompt_id):
                 continue  # the tail of an earlier run
             if on_event:
@@ -207,24 +223,31 @@ class Client:
             if isinstance(event, Preview):
                 run.previews.append(event)
                 continue
-            run.events.append(event)
-            kind, data = event["type"], event["data"]
-            if kind == "execution_cached":
-                run.cached.update(data["nodes"])
-            elif kind == "executed" and data["output"]:
-                run.outputs[data["node"]] = data["output"]
-            elif kind == "execution_error":
-                failure = ExecutionFailed(data)
-            elif kind == "execution_interrupted":
-                failure = Interrupted(data)
-            elif kind == "executing" and data["node"] is not None:
-                run.executed.append(data["node"])
-            elif (
-                kind == "executing" and data.get("prompt_id") == run.prompt_id
-            ):  # node None: sent last, however it ended
+            run.take(event)
+            failure = _failure(event) or failure
+            if run.ended_by(event):  # sent last, however the run ended
                 if failure:
                     raise failure
                 return run
+
+    def _next_event(self, deadline: float, timeout: float) -> dict | Preview:
+        try:
+            event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            self.interrupt()
+            raise TimeoutError(f"The workflow did not end within {timeout:.0f} s.") from None
+        if event is None:
+            raise ServerError("The server closed the connection while the workflow ran.")
+        return event
+
+
+def _failure(event: dict) -> Exception | None:
+    """What an event says went wrong."""
+    if event["type"] == "execution_error":
+        return ExecutionFailed(event["data"])
+    if event["type"] == "execution_interrupted":
+        return Interrupted(event["data"])
+    return None
 
 
 def _preview(message: bytes) -> Preview | None:
@@ -246,41 +269,25 @@ def running(
 ) -> Iterator[Client]:
     """Start the server with the pack and `checkpoints` in it, yield a Client, stop it. Raises ServerError.
 
-    `options`: further ComfyUI command line options. `threads`: of torch on the CPU; small models want one, since several wait
-    for each other at every operation, and on a busy machine for long. The server's folder is gone at the end.
+    `options`: further ComfyUI command line options. `threads`: of torch on the CPU; small models want one, since
+    several wait for each other at every operation, and on a busy machine for long. The server's folder is gone at
+    the end.
     """
     with tempfile.TemporaryDirectory(prefix="baret-server-") as folder:
         work = Path(folder)
         for name in ("custom_nodes", "input", "output", "user", "models/checkpoints"):
             (work / name).mkdir(parents=True)
-        _link(PACK, work / "custom_nodes" / PACK_NAME)
+        link(PACK, work / "custom_nodes" / PACK_NAME)
         for checkpoint in checkpoints:
-            _link(Path(checkpoint).resolve(), work / "models" / "checkpoints" / Path(checkpoint).name)
+            link(Path(checkpoint).resolve(), work / "models" / "checkpoints" / Path(checkpoint).name)
         port = _free_port()
         log = work / "server.log"
-        command = [
-            str(host.python),
-            "-u",
-            str(host.path / "main.py"),
-            "--base-directory",
-            str(work),
-            "--port",
-            str(port),
-            "--database-url",
-            f"sqlite:///{(work / 'user' / 'comfyui.db').as_posix()}",
-            "--disable-auto-launch",
-            "--disable-api-nodes",
-            "--preview-method",
-            "latent2rgb",
-            *options,
-        ]
-        if not _has_accelerator(host):
-            command.append("--cpu")
         # Compiled files go to our cache: the tree, which may be the user's, is not written to.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(comfyui.cache_root() / "pycache")}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         with open(log, "wb") as output:
+            command = [*_command(host, work, port), *options]
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         client = None
         try:
@@ -299,6 +306,20 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _command(host: comfyui.Host, work: Path, port: int) -> list[str]:
+    """What starts ComfyUI with everything it writes in the folder `work`."""
+    database = f"sqlite:///{(work / 'user' / 'comfyui.db').as_posix()}"
+    return [
+        *(str(host.python), "-u", str(host.path / "main.py")),
+        *("--base-directory", str(work)),
+        *("--port", str(port)),
+        *("--database-url", database),
+        *("--preview-method", "latent2rgb"),
+        *("--disable-auto-launch", "--disable-api-nodes"),
+        *([] if _has_accelerator(host) else ["--cpu"]),
+    ]
 
 
 def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float = 240) -> None:
@@ -328,7 +349,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """A symbolic link, or a copy where those are not allowed (Windows without developer mode)."""
     try:
         target.symlink_to(source, target_is_directory=source.is_dir())

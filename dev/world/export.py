@@ -9,15 +9,21 @@ from baret.world import scenes
 from common import rendered, to_input
 from safetensors.torch import save_file
 
+NOT_SETTINGS = ("run", "codec", "version", "comfyui")  # arguments that say where, not how
+
 
 def latent_rgb(codec):
-    """Least-squares factors (36, 3) and bias (3,) from `model.neighbours` to a cell's mean colour in -1..1, for previews."""
+    """How a preview's colours follow from latents: factors (36, 3) and bias (3,), by least squares.
+
+    They lead from `model.neighbours` to a cell's mean colour in -1..1.
+    """
     pictures = to_input(rendered(5, 200)[1])
     with torch.no_grad():
         features = model.neighbours(codec.encode(pictures)).movedim(1, -1).reshape(-1, 36)
     colours = F.avg_pool2d(pictures, 8).movedim(1, -1).reshape(-1, 3)
-    fit = torch.linalg.lstsq(torch.cat([features, torch.ones(len(features), 1)], 1), colours).solution
-    *factors, bias = [[round(v, 4) for v in row] for row in fit.tolist()]
+    with_one = torch.cat([features, torch.ones(len(features), 1)], 1)
+    fit = torch.linalg.lstsq(with_one, colours).solution
+    *factors, bias = [[round(value, 4) for value in row] for row in fit.tolist()]
     return factors, bias
 
 
@@ -26,18 +32,22 @@ def export(run, args, net, codec, found):
 
     What was done to the run by hand, if anything, belongs into RUN/notes.txt and goes along.
     """
-    parts = {"unet": net.unet, "text": net.text, "codec": codec}
-    tensors = {
-        f"{part}.{name}": t.half().contiguous()
-        for part, module in parts.items()
-        for name, t in module.state_dict().items()
-    }
+    tensors = {}
+    for part, module in {"unet": net.unet, "text": net.text, "codec": codec}.items():
+        tensors |= {f"{part}.{name}": tensor.half().contiguous() for name, tensor in module.state_dict().items()}
+    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     metadata = {
-        "baret_world": model.FORMAT, "licence": "MIT", "command": f"python dev/world/train.py RUN --seed {args.seed}",
-        "seed": str(args.seed), "settings": json.dumps({k: v for k, v in vars(args).items() if k not in ("run", "codec", "version", "comfyui")}), "scores": json.dumps(found),
-        "vocabulary": json.dumps(scenes.vocabulary()), "latent_rgb": json.dumps(latent_rgb(codec)),
-    }  # fmt: skip
-    if (run / "notes.txt").exists():
-        metadata["notes"] = (run / "notes.txt").read_text()
+        "baret_world": model.FORMAT,
+        "licence": "MIT",
+        "command": f"python dev/world/train.py RUN --seed {args.seed}",
+        "seed": str(args.seed),
+        "settings": json.dumps(settings),
+        "scores": json.dumps(found),
+        "vocabulary": json.dumps(scenes.vocabulary()),
+        "latent_rgb": json.dumps(latent_rgb(codec)),
+    }
+    notes = run / "notes.txt"
+    if notes.exists():
+        metadata["notes"] = notes.read_text()
     save_file(tensors, run / "world.safetensors", metadata)
     (run / "world.safetensors").chmod(0o644)

@@ -1,7 +1,7 @@
 """The world's own classifiers: what a picture shows, as one small network with a head for each fact of a scene.
 
-`python dev/world/judge.py judge.pt` trains it on drawn scenes (about three minutes on one CPU core) and prints how often it reads
-held-out drawings rightly. `load(path)` gives the network, `read(network, pictures)` the facts.
+`python dev/world/judge.py judge.pt` trains it on drawn scenes (about three minutes on one CPU core) and prints how
+often it reads held-out drawings rightly. `load(path)` gives the network, `read(network, pictures)` the facts.
 """
 
 import argparse
@@ -15,9 +15,15 @@ from baret.world import scenes
 from torch import nn
 
 FACTS = {
-    "animal": len(scenes.ANIMALS), "pose": len(scenes.POSES), "colour": len(scenes.COLOURS), "place": len(scenes.PLACES),
-    "position": len(scenes.POSITIONS), "facing": len(scenes.SIDES), "sun": 2, "tree": 2,
-}  # fmt: skip
+    "animal": len(scenes.ANIMALS),
+    "pose": len(scenes.POSES),
+    "colour": len(scenes.COLOURS),
+    "place": len(scenes.PLACES),
+    "position": len(scenes.POSITIONS),
+    "facing": len(scenes.SIDES),
+    "sun": 2,
+    "tree": 2,
+}
 HELD_OUT = 2_000_000_000  # seeds from here on are never trained on
 
 
@@ -40,16 +46,19 @@ class Judge(nn.Module):
 
 def truth(batch):
     """The facts of scenes as a dict of (n,) int64: for sun and tree 1 where there is one."""
-    get = lambda s, name: int(getattr(s, name) != scenes.NO_SIDE) if name in ("sun", "tree") else getattr(s, name)  # noqa: E731
-    return {name: torch.tensor([get(s, name) for s in batch]) for name in FACTS}
+
+    def fact(scene, name):
+        value = getattr(scene, name)
+        return int(value != scenes.NO_SIDE) if name in ("sun", "tree") else value
+
+    return {name: torch.tensor([fact(scene, name) for scene in batch]) for name in FACTS}
 
 
 def smear(x):
-    """What a codec or a denoiser does to a picture: some blur, noise, and a change of light, each to a random degree."""
+    """What a codec or a denoiser does to a picture: blur, noise and a change of light, each to a random degree."""
     if torch.rand(()) < 0.6:
-        small = F.interpolate(
-            x, scale_factor=float(torch.empty(()).uniform_(0.35, 0.9)), mode="bilinear", antialias=True
-        )
+        factor = float(torch.empty(()).uniform_(0.35, 0.9))
+        small = F.interpolate(x, scale_factor=factor, mode="bilinear", antialias=True)
         x = F.interpolate(small, size=x.shape[-2:], mode="bilinear")
     x = x * (1 + 0.06 * torch.randn(len(x), 3, 1, 1)) + 0.03 * torch.randn(len(x), 3, 1, 1)
     return (x + 0.06 * torch.rand(()) * torch.randn_like(x)).clamp(0, 1)
@@ -87,12 +96,13 @@ def train(path, steps=1000, batch=64, seed=7):
         pictures = smear(scenes.render(sampled)[0].movedim(-1, 1))
         logits, facts = judge(pictures), truth(sampled)
         loss = sum(F.cross_entropy(logits[name], facts[name]) for name in FACTS)
-        optimiser.zero_grad(), loss.backward(), optimiser.step(), rate.step()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        rate.step()
         if (step + 1) % 100 == 0:
-            print(
-                f"step {step + 1} loss {loss.item():.4f} {(step + 1) * batch / (time.time() - started):.0f}/s",
-                flush=True,
-            )
+            speed = (step + 1) * batch / (time.time() - started)
+            print(f"step {step + 1} loss {loss.item():.4f} {speed:.0f}/s", flush=True)
     torch.save(judge.state_dict(), path)
     print(accuracy(judge.eval(), 2000))
 

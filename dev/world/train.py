@@ -1,8 +1,8 @@
 """Train the world's model from nothing: `python dev/world/train.py RUN`; resumable, seeded, one CPU thread.
 
-Stages: the codec, the scenes' latents, the UNet with the text side, the decoder alone, scores, `RUN/world.safetensors`. RUN holds
-what each stage left (`*.pt`), so the same command goes on where it was stopped; `log.jsonl` has losses, speed and scores, `*.png` are
-reconstructions and samples on the way.
+Stages: the codec, the scenes' latents, the UNet with the text side, the decoder alone, scores, `RUN/world.safetensors`.
+RUN holds what each stage left (`*.pt`), so the same command goes on where it was stopped; `log.jsonl` has losses, speed
+and scores, `*.png` are reconstructions and samples on the way.
 """
 
 import argparse
@@ -12,43 +12,43 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import comfyui  # noqa: E402
+import in_process  # noqa: E402
+
+STAGES = ("codec", "encode", "unet", "export")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("run", type=Path, help="folder for checkpoints, log and grids; an earlier run in it is continued")
+    add("--seed", type=int, default=1)
+    add("--codec-scenes", type=int, default=20_000)
+    add("--codec-steps", type=int, default=3000)
+    add("--decoder-steps", type=int, default=2500)
+    add("--codec-batch", type=int, default=16)
+    add("--codec-lr", type=float, default=2e-3)
+    add("--scenes", type=int, default=50_000)
+    add("--captions", type=int, default=4, help="captions drawn for each scene")
+    add("--keep", type=float, default=0.9, help="share of its facts that a caption names (default: %(default)s)")
+    add("--codec", type=Path, help="a weights file whose codec is taken as it is, in place of training one")
+    add("--steps", type=int, default=5500)
+    add("--batch", type=int, default=32)
+    add("--lr", type=float, default=1e-3)
+    add("--ema", type=float, default=0.999)
+    add("--checkpoint", type=int, default=400, help="steps between checkpoints")
+    add("--score-scenes", type=int, default=240, help="held-out scenes for the control scores")
+    add("--eager", action="store_true", help="do without torch.compile and its C++ compiler; a fifth slower")
+    add("--until", choices=STAGES, default="export", help="last stage to run")
+    comfyui.add_arguments(parser)
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run", type=Path, help="folder for checkpoints, log and grids; an earlier run in it is continued"
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--codec-scenes", type=int, default=20_000)
-    parser.add_argument("--codec-steps", type=int, default=3000)
-    parser.add_argument("--decoder-steps", type=int, default=2500)
-    parser.add_argument("--codec-batch", type=int, default=16)
-    parser.add_argument("--codec-lr", type=float, default=2e-3)
-    parser.add_argument("--scenes", type=int, default=50_000)
-    parser.add_argument("--captions", type=int, default=4, help="captions drawn for each scene")
-    parser.add_argument(
-        "--keep", type=float, default=0.9, help="share of its facts that a caption names (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--codec", type=Path, help="a weights file whose codec is taken as it is, in place of training one"
-    )
-    parser.add_argument("--steps", type=int, default=5500)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--checkpoint", type=int, default=400, help="steps between checkpoints")
-    parser.add_argument("--score-scenes", type=int, default=240, help="held-out scenes for the control scores")
-    parser.add_argument(
-        "--eager", action="store_true", help="do without torch.compile (and its need of a C++ compiler); a fifth slower"
-    )
-    parser.add_argument(
-        "--until", choices=("codec", "encode", "unet", "export"), default="export", help="last stage to run"
-    )
-    comfyui.add_arguments(parser)
-    args = parser.parse_args()
-    os.environ["COMFYUI_PATH"] = str(comfyui.enter(args).path)
-
+    args = parse_arguments()
+    host = comfyui.enter(args)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    in_process.load_host(host.path)  # the stages import it, and the pack's folders as `drawn` makes them importable
+    import drawn  # noqa: F401
     import torch
     from export import export
     from score import scores

@@ -4,20 +4,20 @@ import torch
 import torch.nn.functional as F
 from baret.host import world as model
 from baret.world.codec import Codec
-from common import HELD_OUT, descend, log, psnr, rendered, save_grid, to_input
+from common import HELD_OUT, Descent, log, psnr, rendered, save_grid, to_input
 from torch import nn
 
 
 def _edges(x):
+    """The differences of neighbouring pixels, side by side and one below the other."""
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
 def _loss(out, target, masks):
-    """Squared error, thrice on the animal, plus the absolute error of neighbours' differences, which keeps thin limbs sharp."""
+    """Squared error, thrice on the animal, plus the absolute error of edges, which keeps thin limbs sharp."""
     weight = 1 + 2 * F.interpolate(masks[:, None], scale_factor=8)
-    return ((out - target).pow(2) * weight).mean() + 0.05 * sum(
-        (a - b).abs().mean() for a, b in zip(_edges(out), _edges(target))
-    )
+    edges = sum((a - b).abs().mean() for a, b in zip(_edges(out), _edges(target)))
+    return ((out - target).pow(2) * weight).mean() + 0.05 * edges
 
 
 def _check(run, stage, decode):
@@ -33,9 +33,10 @@ def _check(run, stage, decode):
 
 
 def train_codec(run, args):
-    """A `Codec` whose latents have unit variance: a batch normalisation behind the encoder, folded into its last convolution.
+    """A `Codec` whose latents have unit variance.
 
-    Latent noise of 0.05 in training lets the decoder forgive a UNet's small errors.
+    A batch normalisation stands behind the encoder, and is folded into its last convolution at the end. Latent noise of
+    0.05 in training lets the decoder forgive a UNet's small errors.
     """
     torch.manual_seed(args.seed)
     codec, norm = Codec(), nn.BatchNorm2d(4, affine=False, momentum=0.02)
@@ -58,19 +59,17 @@ def train_codec(run, args):
 
         return loss_of, lambda step: None, _check(run, "codec", decode)
 
-    groups = [{"params": codec.parameters(), "weight_decay": 1e-3}]
-    descend(
+    Descent(
         run,
         "codec",
-        {"codec": codec, "norm": norm},
-        groups,
-        args.codec_steps,
-        args.codec_lr,
-        args.codec_batch,
-        args.seed,
-        problem,
-        0.5,
-    )
+        modules={"codec": codec, "norm": norm},
+        groups=[{"params": codec.parameters(), "weight_decay": 1e-3}],
+        steps=args.codec_steps,
+        rate=args.codec_lr,
+        batch=args.codec_batch,
+        seed=args.seed,
+        clip=0.5,
+    ).go(problem)
     last, scale = codec.encoder[-1], (norm.running_var + norm.eps).rsqrt()
     with torch.no_grad():
         last.weight.mul_(scale.view(-1, 1, 1, 1))
@@ -82,9 +81,8 @@ def read_codec(path):
     """The `Codec` of a weights file, as it is. Raises as `model.read`."""
     tensors, _ = model.read(path)
     codec = Codec()
-    codec.load_state_dict(
-        {name.removeprefix("codec."): t.float() for name, t in tensors.items() if name.startswith("codec.")}
-    )
+    ours = {name: tensor.float() for name, tensor in tensors.items() if name.startswith("codec.")}
+    codec.load_state_dict({name.removeprefix("codec."): tensor for name, tensor in ours.items()})
     return codec.eval().requires_grad_(False)
 
 
@@ -107,17 +105,15 @@ def train_decoder(run, args, codec):
 
         return loss_of, lambda step: None, _check(run, "decoder", lambda held: codec.decode(codec.encode(held)))
 
-    groups, rate = [{"params": codec.decoder.parameters(), "weight_decay": 1e-3}], 0.5 * args.codec_lr
-    descend(
+    Descent(
         run,
         "decoder",
-        {"decoder": codec.decoder},
-        groups,
-        args.decoder_steps,
-        rate,
-        args.codec_batch,
-        args.seed,
-        problem,
-        0.5,
-    )
+        modules={"decoder": codec.decoder},
+        groups=[{"params": codec.decoder.parameters(), "weight_decay": 1e-3}],
+        steps=args.decoder_steps,
+        rate=0.5 * args.codec_lr,
+        batch=args.codec_batch,
+        seed=args.seed,
+        clip=0.5,
+    ).go(problem)
     return codec.requires_grad_(False)

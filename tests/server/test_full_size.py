@@ -1,12 +1,12 @@
 """The true width and depth of SD1.5, once."""
 
+import comfy_server
 import stand_in
 
 
 def test_an_edit_at_full_width_and_depth(client, example, installed, latent_of):
     full = stand_in.ensure(installed, "full")
-    link = client.work / "models" / "checkpoints" / full.name
-    link.symlink_to(full)
+    comfy_server.link(full, client.work / "models" / "checkpoints" / full.name)
     graph = example("baret_edit_photo")
     graph.inputs("CheckpointLoaderSimple")["ckpt_name"] = full.name
     graph.inputs("BaretTTISInversion").update(steps=2, iterations=1)
