@@ -15,8 +15,8 @@ FOLDER_LISTS = {("BaretLoadInversion", "file")}  # inputs whose options are the 
 ADVICE = f"""The contract of the nodes changed:
 {{changes}}
 Saved workflows name inputs by their ids and may hold the old values. If the change is meant, write it into CHANGELOG.md
-under "Unreleased": what is new under "Added", what is different under "Changed", what is gone under "Removed", each with
-what becomes of workflows that were saved before. Then write {SNAPSHOT.name} anew and commit both:
+under "Unreleased": what is new under "Added", what is different under "Changed", what is gone under "Removed", each
+with what becomes of workflows that were saved before. Then write {SNAPSHOT.name} anew and commit both:
     {RENEW}=1 python dev/test.py tests/host/test_schemas.py
 """
 
