@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-
 import torch
 from comfy_api.latest import io, ui
 
@@ -11,18 +9,10 @@ from ..baret_ops.maps import MapSums, watch_words
 from ..drawing.pictures import grid, to_pil, to_tensor, with_heat
 from ..host import models, run, wires
 from ..host.text import find_word, read_tokens
-from .common import (
-    CATEGORY,
-    EDIT_MODEL_TOOLTIP,
-    EMBEDDINGS_TOOLTIP,
-    SEARCH_ALIASES,
-    TRAJECTORY_TOOLTIP,
-    EmbeddingsWire,
-    TrajectoryWire,
-    errors_of,
-    sample_edit,
-)
-from .texts import CLIP_TOOLTIP, target_tokens
+from . import inputs
+from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
+from .texts import target_tokens
+from .written import read_resolutions, read_words
 
 _PROCESSES = ("reconstruction", "transition", "edit")
 
@@ -34,15 +24,14 @@ class BaretAttentionMaps(io.ComfyNode):
             node_id="BaretAttentionMaps",
             display_name="Attention Maps",
             category=CATEGORY,
-            description="Shows where the model looks for each word, as heat over the picture: in the reconstruction, the transition and the edit, side by side.",
+            description="Shows where the model looks for each word, as heat over the picture: "
+            "in the reconstruction, the transition and the edit, side by side.",
             search_aliases=[*SEARCH_ALIASES, "heat map", "cross-attention", "DAAM", "visualize"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip=EDIT_MODEL_TOOLTIP),
-                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
-                io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
-                io.Vae.Input("vae", tooltip="The VAE of the checkpoint, to show the pictures under the maps."),
+                *inputs.edit_sockets(),
+                inputs.clip(),
+                inputs.vae("show the pictures under the maps"),
                 io.String.Input(
                     "text",
                     multiline=True,
@@ -51,68 +40,48 @@ class BaretAttentionMaps(io.ComfyNode):
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip='Words or phrases of the text to look at, with commas between them, such as "dog, lying". Empty: all words.',
+                    tooltip="Words or phrases of the text to look at, with commas between them, "
+                    'such as "dog, lying". Empty: all words.',
                 ),
-                io.Float.Input(
-                    "tau_sa",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="As in BAM Edit: share of the steps that take self-attention from the reconstruction. Higher keeps more of the picture.",
+                inputs.tau_sa(
+                    "As in BAM Edit: share of the steps that take self-attention from the reconstruction. "
+                    "Higher keeps more of the picture."
                 ),
-                io.Float.Input(
-                    "tau_ca",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="As in BAM Edit: share of the steps that take cross-attention from the transition; there the edit's maps are the transition's.",
+                inputs.tau_ca(
+                    "As in BAM Edit: share of the steps that take cross-attention from the transition; "
+                    "there the edit's maps are the transition's."
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.5,
-                    round=0.01,
-                    tooltip="Guidance of the edit, as in BAM Edit. Higher obeys the text more and keeps less. Useful: 3 to 8.",
-                ),
-                io.Float.Input(
+                inputs.cfg("Guidance of the edit, as in BAM Edit. Higher obeys the text more and keeps less."),
+                inputs.share(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="Where in the steps to begin to look: 0 is the noisiest, where places are decided.",
+                    0.0,
+                    "Where in the steps to begin to look: 0 is the noisiest, where places are decided.",
                 ),
-                io.Float.Input(
+                inputs.share(
                     "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="Where to stop: 1 is the last step, where details are. The maps are the mean over the steps between.",
+                    1.0,
+                    "Where to stop: 1 is the last step, where details are. "
+                    "The maps are the mean over the steps between.",
                 ),
                 io.String.Input(
                     "resolutions",
                     default="coarse",
                     advanced=True,
-                    tooltip='Which of the model\'s grids to look at: "coarse" (16 wide at 512x512, the clearest), "all", or widths with commas between them, such as "16, 32".',
+                    tooltip="Which of the model's grids to look at: "
+                    '"coarse" (16 wide at 512x512, the clearest), "all", or widths with commas between them, '
+                    'such as "16, 32".',
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     "maps",
-                    tooltip="A row of heat maps for each word under the three pictures; one sheet per image of a batch.",
+                    tooltip="A row of heat maps for each word under the three pictures; "
+                    "one sheet per image of a batch.",
                 ),
                 io.Mask.Output(
                     "masks",
-                    tooltip="The reconstruction's heat of each word, 0 to 1, image by image; one word's through a threshold can be the mask of an edit.",
+                    tooltip="The reconstruction's heat of each word, 0 to 1, image by image; "
+                    "one word's through a threshold can be the mask of an edit.",
                 ),
                 io.String.Output(
                     "report",
@@ -134,15 +103,16 @@ class BaretAttentionMaps(io.ComfyNode):
                     f"start_percent {start_percent:g} to end_percent {end_percent:g} of {steps} steps leaves none; widen it."
                 )
             tokens = target_tokens(clip, embeddings, text)
-            asked = [part.strip() for part in words.split(",") if part.strip()]
-            asked = asked or list(dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word))))
+            asked = read_words(words) or list(
+                dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word)))
+            )
             if not asked:
                 raise ValueError("text has no words to look at; write the target text.")
             places = {_plain(clip, word): find_word(clip, tokens, word, "text") for word in asked}
             shares = torch.zeros(len(tokens.ids), len(places))
             for column, positions in enumerate(places.values()):
                 shares[list(positions), column] = 1.0
-            wanted, grids = _wanted(resolutions), {}
+            wanted, grids = read_resolutions(resolutions, "resolutions"), {}
             sums, show = MapSums(grid_size), run.picture_progress(steps)
 
             def wants(site: Site) -> bool:
@@ -174,7 +144,7 @@ class BaretAttentionMaps(io.ComfyNode):
                     edits.results()[0],
                 )
 
-            latents = sample_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=report)
+            latents = run_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=report)
             pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(latents))).unflatten(
                 0, (3, images)
             )
@@ -200,18 +170,6 @@ class BaretAttentionMaps(io.ComfyNode):
 def _plain(clip, phrase: str) -> str:
     """A phrase without the weights written into it."""
     return " ".join(word for word, _ in read_tokens(clip, phrase).words)
-
-
-def _wanted(resolutions: str):
-    """Which sites the input means. Raises ValueError for what it does not understand."""
-    parts = [part for part in re.split(r"[,\s]+", resolutions.strip()) if part]
-    if parts == ["coarse"]:
-        return lambda site: site.coarse
-    if parts == ["all"]:
-        return lambda site: True
-    if not parts or not all(map(str.isdigit, parts)):
-        raise ValueError(f"resolutions has {resolutions!r}; coarse, all, or widths such as 16, 32 fit.")
-    return lambda site: str(site.grid[1]) in parts
 
 
 def _report(places: dict[str, tuple[int, ...]], heat: torch.Tensor) -> str:
