@@ -1,1 +1,4 @@
-"""Pictures of results for people: plots, labelled grids, captions. Numbers and PIL pictures in, PIL pictures out; no host, no model."""
+"""Pictures of results for people: plots, labelled grids, captions.
+
+Numbers and PIL pictures go in, PIL pictures come out; no host, no model.
+"""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 BACKGROUND, TEXT = "#1e1e1e", "#e6e6e6"
+_EMPTY = "#2b2b2b"  # where a picture will be
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _CAPTION_WIDTH = 384  # a caption under a narrower picture could not be read
 
@@ -24,15 +27,16 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 def with_heat(picture: Image.Image, heat: Tensor) -> Image.Image:
     """The picture in grey under a heat map ``[h,w]`` in 0..1, from dark over red to pale yellow."""
-    smooth = (
-        torch.nn.functional.interpolate(heat[None, None].float().cpu(), (picture.height, picture.width), mode="bicubic")
-        .clamp(0, 1)[0, 0]
-        .numpy()
-    )
+    size = (picture.height, picture.width)
+    smooth = torch.nn.functional.interpolate(heat[None, None].float().cpu(), size, mode="bicubic")
+    smooth = smooth.clamp(0, 1)[0, 0].numpy()
     levels = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(smooth, levels, channel) for channel in np.array(_HEAT).T], -1)
     grey = np.asarray(picture.convert("L"), dtype=float)[..., None]
     return Image.fromarray((0.35 * grey + 0.65 * colours).round().astype(np.uint8))
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def _font(lines: list[str], width: float, most: float) -> ImageFont.FreeTypeFont:
@@ -51,10 +55,30 @@ def with_caption(picture: Image.Image, lines: list[str]) -> Image.Image:
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        draw.text(
-            (picture.width / 2, picture.height + pitch * (number + 0.75)), line, fill=TEXT, font=font, anchor="mm"
-        )
+        middle = (picture.width / 2, picture.height + pitch * (number + 0.75))
+        draw.text(middle, line, fill=TEXT, font=font, anchor="mm")
     return sheet
+
+
+# --- grids ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Cells of one size, in pixels, with a gap between them."""
+
+    width: int
+    height: int
+    gap: int
+
+    def sheet(self, columns: int, rows: int) -> Image.Image:
+        width = columns * (self.width + self.gap) - self.gap
+        height = rows * (self.height + self.gap) - self.gap
+        return Image.new("RGB", (width, height), BACKGROUND)
+
+    def at(self, column: int, row: int) -> tuple[int, int]:
+        """The left and the top of a cell."""
+        return column * (self.width + self.gap), row * (self.height + self.gap)
 
 
 def grid(
@@ -65,57 +89,60 @@ def grid(
     corner_label: str = "source",
     side: int = 512,
 ) -> Image.Image:
-    """A grid of pictures of one size with its corner picture at the top left, a label over each column and one beside each row.
+    """A grid of pictures of one size, a label over each column and beside each row, one more picture at the top left.
 
-    cells: ``[rows][columns]``, None where there is no picture yet. Labels may hold line breaks. side: longest side of a cell.
+    cells: ``[rows][columns]``, None where there is no picture yet. Labels may hold line breaks. corner: the picture at
+    the top left. side: longest side of a cell.
     """
     shrink = min(1.0, side / max(corner.size))
     width, height = (max(1, round(shrink * length)) for length in corner.size)
-    gap = max(2, width // 64)
-    sheet = Image.new(
-        "RGB", ((len(columns) + 1) * (width + gap) - gap, (len(rows) + 1) * (height + gap) - gap), BACKGROUND
-    )
+    places = _Cells(width, height, gap=max(2, width // 64))
+    sheet = places.sheet(len(columns) + 1, len(rows) + 1)
     draw = ImageDraw.Draw(sheet)
-    font = _font(
-        [line for label in [*columns, *rows] for line in label.split("\n")], 0.92 * width, 0.2 * min(width, height)
-    )
+    lines = [line for label in [*columns, *rows] for line in label.split("\n")]
+    font = _font(lines, 0.92 * width, 0.2 * min(width, height))
 
-    def place(column: int, row: int, content: Image.Image | str | None) -> None:
-        left, top = column * (width + gap), row * (height + gap)
-        if isinstance(content, str):
-            draw.multiline_text(
-                (left + width / 2, top + height / 2), content, fill=TEXT, font=font, anchor="mm", align="center"
-            )
-        elif content is None:
-            draw.rectangle((left, top, left + width - 1, top + height - 1), fill="#2b2b2b")
+    def put_label(column: int, row: int, label: str) -> None:
+        left, top = places.at(column, row)
+        middle = (left + width / 2, top + height / 2)
+        draw.multiline_text(middle, label, fill=TEXT, font=font, anchor="mm", align="center")
+
+    def put_picture(column: int, row: int, picture: Image.Image | None) -> None:
+        left, top = places.at(column, row)
+        if picture is None:
+            draw.rectangle((left, top, left + width - 1, top + height - 1), fill=_EMPTY)
         else:
-            sheet.paste(content.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+            sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
 
-    small = _font([corner_label], 0.96 * width, 0.12 * min(width, height))
-    strip = round(1.3 * small.size)
-    draw.text((width / 2, strip / 2), corner_label, fill=TEXT, font=small, anchor="mm")
-    room = corner.resize((round(width * (height - strip) / height), height - strip), Image.Resampling.LANCZOS)
-    sheet.paste(room, ((width - room.width) // 2, strip))
-    for number, label in enumerate(columns, 1):
-        place(number, 0, label)
-    for number, (label, line) in enumerate(zip(rows, cells), 1):
-        place(0, number, label)
-        for column, content in enumerate(line, 1):
-            place(column, number, content)
+    _put_corner(sheet, corner, corner_label, width, height)
+    for column, label in enumerate(columns, 1):
+        put_label(column, 0, label)
+    for row, (label, pictures) in enumerate(zip(rows, cells), 1):
+        put_label(0, row, label)
+        for column, picture in enumerate(pictures, 1):
+            put_picture(column, row, picture)
     return sheet
+
+
+def _put_corner(sheet: Image.Image, picture: Image.Image, label: str, width: int, height: int) -> None:
+    """The cell at the top left: a label over a picture that leaves it room."""
+    font = _font([label], 0.96 * width, 0.12 * min(width, height))
+    strip = round(1.3 * font.size)
+    ImageDraw.Draw(sheet).text((width / 2, strip / 2), label, fill=TEXT, font=font, anchor="mm")
+    size = (round(width * (height - strip) / height), height - strip)
+    sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), ((width - size[0]) // 2, strip))
 
 
 def labelled(pictures: list[Image.Image], labels: list[str], columns: int) -> Image.Image:
     """Pictures in rows of ``columns``, all at the first one's size, each with its label under it."""
-    cells = [
-        with_caption(picture.resize(pictures[0].size, Image.Resampling.LANCZOS), [label])
-        for picture, label in zip(pictures, labels)
-    ]
-    width, gap = cells[0].width, max(2, cells[0].width // 64)
-    height = max(cell.height for cell in cells)
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (min(columns, len(cells)) * (width + gap) - gap, rows * (height + gap) - gap), BACKGROUND)
-    for number, cell in enumerate(cells):
+    size = pictures[0].size
+    alike = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
+    captioned = [with_caption(picture, [label]) for picture, label in zip(alike, labels)]
+    width = captioned[0].width
+    height = max(cell.height for cell in captioned)
+    places = _Cells(width, height, gap=max(2, width // 64))
+    sheet = places.sheet(min(columns, len(captioned)), -(-len(captioned) // columns))
+    for number, cell in enumerate(captioned):
         row, column = divmod(number, columns)
-        sheet.paste(cell, (column * (width + gap), row * (height + gap)))
+        sheet.paste(cell, places.at(column, row))
     return sheet

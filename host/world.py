@@ -1,12 +1,13 @@
 """The world's MODEL, CLIP and VAE for ComfyUI, from one file of weights: `load()`.
 
-All three are the host's own kinds: its UNet and `BaseModel` with an SD1.5-derived configuration of 64 channels, its CLIP text
-transformer with an embedding per known word, and its `VAE` around the codec of `world/codec.py`.
+All three are the host's own kinds: its UNet and `BaseModel` with a configuration like SD1.5's and 64 channels, its CLIP
+text transformer with an embedding per known word, and its `VAE` around the codec of `world/codec.py`.
 """
 
 import json
 import logging
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.clip_model
@@ -30,24 +31,39 @@ WIDTH = 128  # of the text embeddings
 WINDOW = 32  # tokens in one window of text, its start and end among them
 
 UNET = {
-    "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 2], "num_res_blocks": [1, 1],
-    "num_heads": 2, "num_head_channels": -1, "use_spatial_transformer": True, "use_linear_in_transformer": False, "context_dim": WIDTH,
-    "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "legacy": False,
-    "adm_in_channels": None, "use_temporal_attention": False,
-}  # fmt: skip
+    "image_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "num_heads": 2,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "context_dim": WIDTH,
+    "transformer_depth": [1, 1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1],
+    "legacy": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+}
 
 
 def read(path=WEIGHTS):
     """Tensors and metadata (two dicts) of a weights file.
 
-    Raises FileNotFoundError if there is none, ValueError if it is damaged, of another kind, or of another version than FORMAT.
+    Raises FileNotFoundError if there is none, ValueError if it is damaged, of another kind, or of another version than
+    FORMAT.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The world's weights are missing: there is no file {path}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            metadata, names = file.metadata() or {}, file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); copy it anew from the pack.") from error
     version = metadata.get("baret_world")
@@ -69,14 +85,12 @@ def _part(tensors, prefix):
 def _require_whole(path, part, weights, module):
     """Raise ValueError unless `weights` are those of `module`, by name and shape."""
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    odd = sorted(
-        name
-        for name in expected.keys() | weights.keys()
-        if name not in weights or weights[name].shape != expected.get(name)
-    )
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    odd = sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name))
     if odd:
         raise ValueError(
-            f"{path} does not fit: {len(odd)} tensors of its {part} are missing, too many or of another shape, first {odd[0]}; use the file that came with the pack."
+            f"{path} does not fit: {len(odd)} tensors of its {part} are missing, too many or of another shape, "
+            f"first {odd[0]}; use the file that came with the pack."
         )
 
 
@@ -84,7 +98,10 @@ def _require_whole(path, part, weights, module):
 
 
 def neighbours(latents):
-    """(b, 4, h, w) to (b, 36, h, w): each cell with the eight around it, from which a colour can be told well enough for previews."""
+    """(b, 4, h, w) to (b, 36, h, w): each cell with the eight around it.
+
+    From these a cell's colour can be told well enough for previews.
+    """
     b, c, h, w = latents.shape
     around = torch.nn.functional.pad(latents, (1, 1, 1, 1), mode="replicate")
     return torch.nn.functional.unfold(around, 3).view(b, 9 * c, h, w)
@@ -108,11 +125,12 @@ def load_model(path=WEIGHTS, disable_dynamic=False):
     """The MODEL alone: a patcher of the host around its `BaseModel` (eps-prediction, SD1.5's schedule)."""
     tensors, metadata = read(path)
     weights = _part(tensors, "unet.")
-    management, device = comfy.model_management, comfy.model_management.get_torch_device()
+    management = comfy.model_management
+    device = management.get_torch_device()
     config = Config(UNET)
-    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = json.loads(
-        metadata["latent_rgb"]
-    )
+    factors, bias = json.loads(metadata["latent_rgb"])
+    config.latent_format.latent_rgb_factors = factors
+    config.latent_format.latent_rgb_factors_bias = bias
     parameters = sum(tensor.numel() for tensor in weights.values())
     dtype = management.unet_dtype(
         model_params=parameters,
@@ -163,17 +181,20 @@ class WordTokenizer:
 
 
 class _Windows(comfy.sd1_clip.SDTokenizer):
-    def __init__(self, embedding_directory=None, tokenizer_data={}):
+    def __init__(self, embedding_directory, tokenizer_data):
         super().__init__(
-            tokenizer_path=tokenizer_data["words"], tokenizer_class=WordTokenizer, max_length=WINDOW, embedding_size=WIDTH,
+            tokenizer_path=tokenizer_data["words"],
+            tokenizer_class=WordTokenizer,
+            max_length=WINDOW,
+            embedding_size=WIDTH,
             embedding_directory=embedding_directory,
-        )  # fmt: skip
+        )
 
 
 class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
     """The host's tokenizer (weights in brackets, several windows) over whole words."""
 
-    def __init__(self, embedding_directory=None, tokenizer_data={}):
+    def __init__(self, embedding_directory, tokenizer_data):
         super().__init__(embedding_directory, tokenizer_data, tokenizer=_Windows)
 
 
@@ -191,43 +212,55 @@ class WordTextModel(comfy.clip_model.CLIPTextModel):
 def text_config(tokens):
     """The text transformer's configuration for a vocabulary of `tokens` ids."""
     return {
-        "vocab_size": tokens, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
-        "hidden_act": "gelu", "max_position_embeddings": WINDOW, "eos_token_id": WordTokenizer.END,
-    }  # fmt: skip
+        "vocab_size": tokens,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "hidden_act": "gelu",
+        "max_position_embeddings": WINDOW,
+        "eos_token_id": WordTokenizer.END,
+    }
 
 
 class _WordClip(comfy.sd1_clip.SDClipModel):
-    def __init__(self, tokens, device="cpu", dtype=None, model_options={}):
-        ends = {"start": WordTokenizer.START, "end": WordTokenizer.END, "pad": WordTokenizer.END}
+    def __init__(self, tokens, device="cpu", dtype=None, model_options=None):
         super().__init__(
-            device=device, dtype=dtype, max_length=WINDOW, textmodel_json_config=text_config(tokens), model_class=WordTextModel,
-            special_tokens=ends, return_projected_pooled=False, model_options=model_options,
-        )  # fmt: skip
+            device=device,
+            dtype=dtype,
+            max_length=WINDOW,
+            textmodel_json_config=text_config(tokens),
+            model_class=WordTextModel,
+            special_tokens={"start": WordTokenizer.START, "end": WordTokenizer.END, "pad": WordTokenizer.END},
+            return_projected_pooled=False,
+            model_options=model_options or {},
+        )
 
 
 class TextModel(comfy.sd1_clip.SD1ClipModel):
     """The host's CLIP module `clip_l`, so that LoRAs find their keys; `tokens` is the size of the vocabulary."""
 
-    def __init__(self, tokens, device="cpu", dtype=None, model_options={}):
-        super().__init__(device, dtype, model_options, clip_model=_WordClip, tokens=tokens)
+    def __init__(self, tokens, device="cpu", dtype=None, model_options=None):
+        super().__init__(device, dtype, model_options or {}, clip_model=_WordClip, tokens=tokens)
 
 
 def load_clip(path=WEIGHTS, disable_dynamic=False):
     """The CLIP alone: embeddings (1, 32 * windows, 128)."""
     tensors, metadata = read(path)
-    words, weights = json.loads(metadata["vocabulary"]), _part(tensors, "text.")
-    _require_whole(
-        path,
-        "text side",
-        weights,
-        WordTextModel(text_config(len(words) + 2), torch.float16, "meta", comfy.ops.disable_weight_init),
-    )
+    weights = _part(tensors, "text.")
+    words = json.loads(metadata["vocabulary"])
+    tokens = len(words) + 2  # the start and the end beside the words
+    plan = WordTextModel(text_config(tokens), torch.float16, "meta", comfy.ops.disable_weight_init)
+    _require_whole(path, "text side", weights, plan)
     target = comfy.supported_models_base.ClipTarget(Tokenizer, TextModel)
-    target.params = {"tokens": len(words) + 2}
+    target.params = {"tokens": tokens}
     clip = comfy.sd.CLIP(
-        target, tokenizer_data={"words": words}, parameters=sum(tensor.numel() for tensor in weights.values()),
-        state_dict={f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()}, disable_dynamic=disable_dynamic,
-    )  # fmt: skip
+        target,
+        tokenizer_data={"words": words},
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        state_dict={f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()},
+        disable_dynamic=disable_dynamic,
+    )
     clip.patcher.cached_patcher_init = (_clip_patcher, (path,))
     return clip
 
@@ -240,14 +273,15 @@ def _clip_patcher(path, disable_dynamic=False):
 
 
 class CodecVAE(comfy.sd.VAE):
-    """The host's VAE around the world's codec: pictures (b, h, w, 3) in 0..1 to latents (b, 4, h/8, w/8); sides that are no
-    multiple of 8 are cropped as the host does. Tiled encoding and decoding are the host's."""
+    """The host's VAE around the world's codec: pictures (b, h, w, 3) in 0..1 to latents (b, 4, h/8, w/8), and back.
+
+    Sides that are no multiple of 8 are cropped as the host does. Tiled encoding and decoding are the host's.
+    """
 
     def __init__(self, path, disable_dynamic=False):
         weights = _part(read(path)[0], "codec.")
-        with _quiet(
-            "No VAE weights detected"
-        ):  # the host knows no codec of this kind; its defaults are SD1.5's, which fit
+        # The host knows no codec of this kind; its defaults are SD1.5's, which fit.
+        with _without_log("No VAE weights detected"):
             super().__init__(sd={})
         management = comfy.model_management
         self.working_dtypes = [torch.float32]
@@ -266,20 +300,18 @@ class CodecVAE(comfy.sd.VAE):
         self.model_size()
 
 
-class _quiet:
+@contextmanager
+def _without_log(text):
     """Within it, log records that hold `text` are dropped."""
 
-    def __init__(self, text):
-        self.text = text
+    def is_wanted(record):
+        return text not in record.getMessage()
 
-    def __enter__(self):
-        logging.getLogger().addFilter(self.filter)
-
-    def __exit__(self, *_):
-        logging.getLogger().removeFilter(self.filter)
-
-    def filter(self, record):
-        return self.text not in record.getMessage()
+    logging.getLogger().addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_wanted)
 
 
 def load_vae(path=WEIGHTS, disable_dynamic=False):

@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..drawing.pictures import labelled, to_pil, to_tensor
 from .common import CATEGORY, SEARCH_ALIASES, errors_of
 
-_IMAGES = [f"image_{number}" for number in range(1, 10)]
+_MOST = 9
+
+
+def _image(number: int) -> io.Input:
+    return io.Image.Input(
+        f"image_{number}",
+        optional=True,
+        tooltip="A picture of the grid; open ones are left out. All are shown at the first one's size. "
+        "A batch makes a grid for each of its pictures.",
+    )
 
 
 class BaretLabelledGrid(io.ComfyNode):
@@ -16,18 +26,12 @@ class BaretLabelledGrid(io.ComfyNode):
             node_id="BaretLabelledGrid",
             display_name="Labelled Grid",
             category=CATEGORY,
-            description="Puts up to nine pictures side by side, each with a label under it: to compare edits at a glance.",
+            description="Puts up to nine pictures side by side, each with a label under it: "
+            "to compare edits at a glance.",
             search_aliases=[*SEARCH_ALIASES, "compare", "contact sheet", "caption"],
             is_output_node=True,
             inputs=[
-                *(
-                    io.Image.Input(
-                        name,
-                        optional=True,
-                        tooltip="A picture of the grid; open ones are left out. All are shown at the first one's size. A batch makes a grid for each of its pictures.",
-                    )
-                    for name in _IMAGES
-                ),
+                *(_image(number) for number in range(1, _MOST + 1)),
                 io.String.Input(
                     "labels",
                     default="",
@@ -35,7 +39,11 @@ class BaretLabelledGrid(io.ComfyNode):
                     tooltip="One line for each input, in their order. Empty lines leave a picture without a label.",
                 ),
                 io.Int.Input(
-                    "columns", default=3, min=1, max=9, tooltip="Pictures in a row. Higher makes the grid wider."
+                    "columns",
+                    default=3,
+                    min=1,
+                    max=_MOST,
+                    tooltip="Pictures in a row. Higher makes the grid wider.",
                 ),
             ],
             outputs=[io.Image.Output("grid", tooltip="The pictures in rows, with their labels.")],
@@ -56,27 +64,34 @@ class BaretLabelledGrid(io.ComfyNode):
         labels="",
         columns=3,
     ) -> io.NodeOutput:
+        images = (image_1, image_2, image_3, image_4, image_5, image_6, image_7, image_8, image_9)
         with errors_of(cls):
-            images = (image_1, image_2, image_3, image_4, image_5, image_6, image_7, image_8, image_9)
-            lines = [line.strip() for line in labels.splitlines()] + [""] * len(images)
-            given = [(image, label) for image, label in zip(images, lines) if image is not None]
-            if not given:
-                raise ValueError("no picture is connected; connect at least image_1.")
-            count = max(len(image) for image, _ in given)
-            if any(len(image) not in (1, count) for image, _ in given):
-                raise ValueError(
-                    f"batches of {', '.join(str(len(image)) for image, _ in given)} pictures came; batches of one size, or single pictures, fit."
-                )
-            sheets = torch.cat(
-                [
-                    to_tensor(
-                        labelled(
-                            [to_pil(image[b % len(image)]) for image, _ in given],
-                            [label for _, label in given],
-                            columns,
-                        )
-                    )
-                    for b in range(count)
-                ]
-            )
-            return io.NodeOutput(sheets, ui=ui.PreviewImage(sheets, cls=cls))
+            batches, lines = _connected(images, labels)
+            sheets = [_sheet(batches, lines, columns, number) for number in range(_batch_size(batches))]
+            grid = torch.cat(sheets)
+            return io.NodeOutput(grid, ui=ui.PreviewImage(grid, cls=cls))
+
+
+def _connected(images: tuple[Tensor | None, ...], labels: str) -> tuple[list[Tensor], list[str]]:
+    """The batches ``[B,H,W,C]`` of the inputs that are connected, and the label of each. Raises ValueError for none."""
+    lines = [line.strip() for line in labels.splitlines()]
+    lines += [""] * len(images)
+    given = [(image, line) for image, line in zip(images, lines) if image is not None]
+    if not given:
+        raise ValueError("no picture is connected; connect at least image_1.")
+    return [image for image, _ in given], [line for _, line in given]
+
+
+def _batch_size(batches: list[Tensor]) -> int:
+    """How many grids the batches make. Raises ValueError for batches of different sizes."""
+    sizes = [len(batch) for batch in batches]
+    if not set(sizes) <= {1, max(sizes)}:
+        came = ", ".join(str(size) for size in sizes)
+        raise ValueError(f"batches of {came} pictures came; batches of one size, or single pictures, fit.")
+    return max(sizes)
+
+
+def _sheet(batches: list[Tensor], lines: list[str], columns: int, number: int) -> Tensor:
+    """The grid ``[1,H,W,3]`` of one picture of each batch; a single picture stands in every grid."""
+    pictures = [to_pil(batch[number % len(batch)]) for batch in batches]
+    return to_tensor(labelled(pictures, lines, columns))

@@ -13,14 +13,8 @@ from ..baret_ops.inversions.methods import (
 from ..baret_ops.inversions.step_rules import NULL_TEXT_RULES, STEP_RULES
 from ..baret_ops.inversions.tuning import StopRule
 from ..host import conditioning, models, run, wires
-from .common import CATEGORY, MODEL_TOOLTIP, SEARCH_ALIASES, EmbeddingsWire, TrajectoryWire, errors_of
-
-_SOURCE_TOOLTIP = "A text that says what is in the picture as it is. One prompt, or one per image of the batch."
-_LATENT_TOOLTIP = "Your picture, encoded with this checkpoint's VAE. Several pictures of one size make a batch."
-_STEPS_TOOLTIP = "Sampling steps. More follow the picture more closely and cost more time. Useful: 20 to 50."
-_THRESHOLD_TOOLTIP = "A step ends early once its error is below this. Higher is faster and reconstructs less exactly; 0 never stops early. Useful: 0 to 0.0001."
-_GROWTH_TOOLTIP = "What the threshold grows by each step, so that early steps are held closer. Useful: 0 to 0.0001."
-_TRAJECTORY_TOOLTIP = "The picture's path through the noise levels."
+from . import inputs
+from .common import CATEGORY, SEARCH_ALIASES, errors_of
 
 _UNTUNED: dict[str, Inversion] = {
     "direct": DirectInversion(),
@@ -71,91 +65,54 @@ class BaretTTISInversion(io.ComfyNode):
             node_id="BaretTTISInversion",
             display_name="TTIS Inversion",
             category=CATEGORY,
-            description="Finds, step by step, the text embedding with which the model redraws your picture. First stage of an edit.",
+            description="Finds, step by step, the text embedding with which the model redraws your picture. "
+            "First stage of an edit.",
             search_aliases=SEARCH_ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
-                io.Conditioning.Input(
-                    "positive",
-                    tooltip="The target text: what the picture should become. One prompt, or one per image of the batch.",
+                *inputs.inversion_sockets(
+                    positive="The target text: what the picture should become. "
+                    "One prompt, or one per image of the batch.",
+                    negative="The negative text; an empty one is the paper's. It must also go into the edit unchanged.",
                 ),
-                io.Conditioning.Input(
-                    "negative",
-                    tooltip="The negative text; an empty one is the paper's. It must also go into the edit unchanged.",
+                inputs.steps(),
+                inputs.cfg(
+                    "Guidance while tuning. Higher obeys the text more and is harder to reconstruct from. "
+                    "Use the same in BAM Edit."
                 ),
-                io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
-                io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.5,
-                    round=0.01,
-                    tooltip="Guidance while tuning. Higher obeys the text more and is harder to reconstruct from. Use the same in BAM Edit. Useful: 3 to 8.",
+                inputs.iterations(
+                    1,
+                    "Most updates of the text per step. More reconstruct better and take longer; "
+                    "0 does not tune at all. Useful: 1 to 3 with the secant rules, 5 to 10 with adam.",
                 ),
-                io.Int.Input(
-                    "iterations",
-                    default=1,
-                    min=0,
-                    max=100,
-                    tooltip="Most updates of the text per step. More reconstruct better and take longer; 0 does not tune at all. Useful: 1 to 3 with the secant rules, 5 to 10 with adam.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=1e-3,
-                    min=1e-6,
-                    max=1.0,
+                inputs.learning_rate(
+                    1e-3,
                     step=1e-4,
-                    round=False,
-                    advanced=True,
-                    tooltip="Size of an update, for the step rule adam alone. Higher converges faster until it overshoots; it depends on the scale of the text embedding. Useful: 0.001 to 0.01 on SD1.5, 0.01 on small models.",
+                    tooltip="Size of an update, for the step rule adam alone. "
+                    "Higher converges faster until it overshoots; it depends on the scale of the text embedding. "
+                    "Useful: 0.001 to 0.01 on SD1.5, 0.01 on small models.",
                 ),
-                io.Float.Input(
-                    "stop_threshold",
-                    default=1e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=False,
-                    advanced=True,
-                    tooltip=_THRESHOLD_TOOLTIP,
-                ),
-                io.Float.Input(
-                    "stop_growth",
-                    default=2e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=False,
-                    advanced=True,
-                    tooltip=_GROWTH_TOOLTIP,
-                ),
+                *inputs.stop_rule(),
                 io.Combo.Input(
                     "inversion_text",
                     options=["target", "negative"],
                     default="target",
                     advanced=True,
-                    tooltip="The text with which the picture is walked up to noise: the target (as in the paper) or the negative.",
+                    tooltip="The text with which the picture is walked up to noise: "
+                    "the target (as in the paper) or the negative.",
                 ),
-                io.Combo.Input(
-                    "step_rule",
-                    options=list(STEP_RULES),
-                    default="secant",
-                    tooltip="How an update is found. secant measures the length of its steps. secant_memory also remembers what earlier steps showed: closer, a third slower. adam is the paper's, with 5 iterations.",
-                ),
-            ],
-            outputs=[
-                TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Output(
-                    "embeddings",
-                    tooltip="The tuned text of every step. As it is (eta 1) it makes a rigid edit; through Transition Embedding a non-rigid one.",
-                ),
-                io.Latent.Output(
-                    "reconstruction",
-                    tooltip="What the tuned text redraws. If it does not look like your picture, the edit will not either.",
+                inputs.step_rule(
+                    "secant",
+                    "How an update is found. secant measures the length of its steps. "
+                    "secant_memory also remembers what earlier steps showed: closer, a third slower. "
+                    "adam is the paper's, with 5 iterations.",
                 ),
             ],
+            outputs=inputs.inversion_outputs(
+                embeddings="The tuned text of every step. As it is (eta 1) it makes a rigid edit; "
+                "through Transition Embedding a non-rigid one.",
+                reconstruction="What the tuned text redraws. "
+                "If it does not look like your picture, the edit will not either.",
+            ),
         )
 
     @classmethod
@@ -193,86 +150,61 @@ class BaretNullTextInversion(io.ComfyNode):
             node_id="BaretNullTextInversion",
             display_name="Null-Text Inversion",
             category=CATEGORY,
-            description="Finds, step by step, the negative embedding with which the model redraws your picture from a text that describes it. For Prompt-to-Prompt Edit.",
+            description="Finds, step by step, the negative embedding with which the model redraws your picture "
+            "from a text that describes it. For Prompt-to-Prompt Edit.",
             search_aliases=SEARCH_ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
-                io.Conditioning.Input("positive", tooltip=_SOURCE_TOOLTIP),
-                io.Conditioning.Input(
-                    "negative", tooltip="The negative text that tuning starts from; an empty one is the paper's."
+                *inputs.inversion_sockets(
+                    positive=inputs.SOURCE_PROMPT,
+                    negative="The negative text that tuning starts from; an empty one is the paper's.",
                 ),
-                io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
-                io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.5,
-                    round=0.01,
-                    tooltip="Guidance while tuning. Higher lets edits obey the text more and is harder to reconstruct from. Use the same in the edit. Useful: 3 to 8.",
+                inputs.steps(),
+                inputs.cfg(
+                    "Guidance while tuning. Higher lets edits obey the text more and is harder to reconstruct from. "
+                    "Use the same in the edit."
                 ),
-                io.Int.Input(
-                    "iterations",
-                    default=10,
-                    min=0,
-                    max=100,
-                    tooltip="Most updates of the negative per step. More reconstruct better and take longer. Useful: 10 with adam, 1 to 3 with the secant rules.",
+                inputs.iterations(
+                    10,
+                    "Most updates of the negative per step. More reconstruct better and take longer. "
+                    "Useful: 10 with adam, 1 to 3 with the secant rules.",
                 ),
-                io.Combo.Input(
-                    "step_rule",
-                    options=list(STEP_RULES),
-                    default="adam",
-                    tooltip="How an update is found. adam is the paper's. secant and secant_memory measure the length of their steps: with 1 iteration nearly as close in a sixth of the time.",
+                inputs.step_rule(
+                    "adam",
+                    "How an update is found. adam is the paper's. "
+                    "secant and secant_memory measure the length of their steps: "
+                    "with 1 iteration nearly as close in a sixth of the time.",
                 ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=1e-2,
-                    min=1e-6,
-                    max=1.0,
+                inputs.learning_rate(
+                    1e-2,
                     step=1e-3,
-                    round=False,
-                    advanced=True,
-                    tooltip="Size of an update at the first step, for adam alone; it falls to half at the last. Higher converges faster until it overshoots. Useful: 0.005 to 0.02.",
+                    tooltip="Size of an update at the first step, for adam alone; it falls to half at the last. "
+                    "Higher converges faster until it overshoots. Useful: 0.005 to 0.02.",
                 ),
-                io.Float.Input(
-                    "stop_threshold",
-                    default=1e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=False,
-                    advanced=True,
-                    tooltip=_THRESHOLD_TOOLTIP,
-                ),
-                io.Float.Input(
-                    "stop_growth",
-                    default=2e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=False,
-                    advanced=True,
-                    tooltip=_GROWTH_TOOLTIP,
-                ),
+                *inputs.stop_rule(),
             ],
-            outputs=[
-                TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Output(
-                    "embeddings",
-                    tooltip="The picture's text, and the tuned negative of every step. Give an edit its target text, or BAM Edit through Transition Embedding.",
-                ),
-                io.Latent.Output(
-                    "reconstruction",
-                    tooltip="What the text and the tuned negative redraw. If it does not look like your picture, the edit will not either.",
-                ),
-            ],
+            outputs=inputs.inversion_outputs(
+                embeddings="The picture's text, and the tuned negative of every step. "
+                "Give an edit its target text, or BAM Edit through Transition Embedding.",
+                reconstruction="What the text and the tuned negative redraw. "
+                "If it does not look like your picture, the edit will not either.",
+            ),
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, steps, cfg, iterations, step_rule, learning_rate=1e-2, stop_threshold=1e-5, stop_growth=2e-5,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        positive,
+        negative,
+        latent,
+        steps,
+        cfg,
+        iterations,
+        step_rule,
+        learning_rate=1e-2,
+        stop_threshold=1e-5,
+        stop_growth=2e-5,
+    ) -> io.NodeOutput:
         with errors_of(cls):
             problem = _read(model, positive, negative, latent, steps, cfg)
             inversion = NullTextInversion(
@@ -291,44 +223,35 @@ class BaretInversion(io.ComfyNode):
             node_id="BaretInversion",
             display_name="Inversion",
             category=CATEGORY,
-            description="Inversion without tuning, in the time of one or two samplings: DDIM, negative-prompt or direct inversion.",
+            description="Inversion without tuning, in the time of one or two samplings: "
+            "DDIM, negative-prompt or direct inversion.",
             search_aliases=[*SEARCH_ALIASES, "negative prompt inversion", "direct inversion", "PnP inversion"],
             inputs=[
-                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
-                io.Conditioning.Input("positive", tooltip=_SOURCE_TOOLTIP),
-                io.Conditioning.Input(
-                    "negative",
-                    tooltip="The negative text, mostly empty. Negative-prompt inversion puts the picture's own text in its place.",
+                *inputs.inversion_sockets(
+                    positive=inputs.SOURCE_PROMPT,
+                    negative="The negative text, mostly empty. "
+                    "Negative-prompt inversion puts the picture's own text in its place.",
                 ),
-                io.Latent.Input("latent", tooltip=_LATENT_TOOLTIP),
                 io.Combo.Input(
                     "method",
                     options=list(_UNTUNED),
                     default="direct",
-                    tooltip="direct: what each step misses is added back to the picture's path; it is redrawn exactly. negative-prompt: the picture's text is the negative too; nearly exact, edits are weaker. DDIM: plain guided sampling, which drifts away.",
+                    tooltip="direct: what each step misses is added back to the picture's path; it is redrawn exactly. "
+                    "negative-prompt: the picture's text is the negative too; nearly exact, edits are weaker. "
+                    "DDIM: plain guided sampling, which drifts away.",
                 ),
-                io.Int.Input("steps", default=50, min=2, max=999, tooltip=_STEPS_TOOLTIP),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.5,
-                    round=0.01,
-                    tooltip="Guidance of the picture's path. Higher drifts further away with DDIM; direct and negative-prompt do not mind. Use the same in the edit. Useful: 3 to 8.",
+                inputs.steps(),
+                inputs.cfg(
+                    "Guidance of the picture's path. "
+                    "Higher drifts further away with DDIM; direct and negative-prompt do not mind. "
+                    "Use the same in the edit."
                 ),
             ],
-            outputs=[
-                TrajectoryWire.Output("trajectory", tooltip=_TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Output(
-                    "embeddings",
-                    tooltip="The picture's text at every step, and the negative. Give an edit its target text, or BAM Edit through Transition Embedding.",
-                ),
-                io.Latent.Output(
-                    "reconstruction",
-                    tooltip="The end of the picture's path: what an edit that changes nothing would give.",
-                ),
-            ],
+            outputs=inputs.inversion_outputs(
+                embeddings="The picture's text at every step, and the negative. "
+                "Give an edit its target text, or BAM Edit through Transition Embedding.",
+                reconstruction="The end of the picture's path: what an edit that changes nothing would give.",
+            ),
         )
 
     @classmethod

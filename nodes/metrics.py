@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..baret_ops.metrics import clip_score, psnr, ssim
 from ..drawing.pictures import to_pil, to_tensor, with_caption
 from ..host import clip as host_clip
 from ..host import comparison
 from .common import CATEGORY, SEARCH_ALIASES, errors_of
+
+_NUMBERS = ("psnr", "ssim", "clip_score", "psnr_inside", "ssim_inside", "psnr_outside", "ssim_outside")
+"""The outputs that are numbers, in their order."""
 
 
 class BaretEditMetrics(io.ComfyNode):
@@ -17,7 +23,8 @@ class BaretEditMetrics(io.ComfyNode):
             node_id="BaretEditMetrics",
             display_name="Edit Metrics",
             category=CATEGORY,
-            description="Measures an edit: how close it stays to the picture (PSNR, SSIM), inside and outside a mask, and how well it fits the text (CLIPScore).",
+            description="Measures an edit: how close it stays to the picture (PSNR, SSIM), inside and outside a mask, "
+            "and how well it fits the text (CLIPScore).",
             search_aliases=[*SEARCH_ALIASES, "PSNR", "SSIM", "CLIPScore", "fidelity", "compare"],
             is_output_node=True,
             inputs=[
@@ -26,7 +33,8 @@ class BaretEditMetrics(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="What the edit was to change (white). Inside and outside are then measured apart as well: high outside means that the rest was kept.",
+                    tooltip="What the edit was to change (white). Inside and outside are then measured apart as well: "
+                    "high outside means that the rest was kept.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
@@ -36,7 +44,8 @@ class BaretEditMetrics(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="For CLIPScore: a CLIP with its text projection, from Load CLIP with clip_l.safetensors. That of an SD1.x checkpoint has none.",
+                    tooltip="For CLIPScore: a CLIP with its text projection, from Load CLIP with clip_l.safetensors. "
+                    "That of an SD1.x checkpoint has none.",
                 ),
                 io.String.Input(
                     "text",
@@ -50,14 +59,16 @@ class BaretEditMetrics(io.ComfyNode):
                 io.String.Output("report", tooltip="All numbers, one line per picture."),
                 io.Float.Output(
                     "psnr",
-                    tooltip="Closeness of all pixels in dB, the mean over the pictures; infinite for equal ones. About 20 is a changed picture, 30 a near copy.",
+                    tooltip="Closeness of all pixels in dB, the mean over the pictures; infinite for equal ones. "
+                    "About 20 is a changed picture, 30 a near copy.",
                 ),
                 io.Float.Output(
                     "ssim", tooltip="Closeness of structure, 1 for equal pictures; the mean over the pictures."
                 ),
                 io.Float.Output(
                     "clip_score",
-                    tooltip="Fit of the edit to the text, 0 to 2.5, for good fits 0.6 to 0.9; NaN without clip, clip_vision and text.",
+                    tooltip="Fit of the edit to the text, 0 to 2.5, for good fits 0.6 to 0.9; "
+                    "NaN without clip, clip_vision and text.",
                 ),
                 io.Float.Output("psnr_inside", tooltip="PSNR where the mask is white; NaN without a mask."),
                 io.Float.Output("ssim_inside", tooltip="SSIM where the mask is white; NaN without a mask."),
@@ -70,47 +81,57 @@ class BaretEditMetrics(io.ComfyNode):
     def execute(cls, source, edit, mask=None, clip_vision=None, clip=None, text="") -> io.NodeOutput:
         with errors_of(cls):
             source, edit, mask = comparison.comparable(source, edit, mask)
-            found = {"psnr": psnr(source, edit), "ssim": ssim(source, edit)}
-            for place, where in (("inside", mask), ("outside", None if mask is None else 1 - mask)):
-                for name, measure in (("psnr", psnr), ("ssim", ssim)):
-                    found[f"{name}_{place}"] = (
-                        torch.full_like(found[name], float("nan")) if where is None else measure(source, edit, where)
-                    )
-            found["clip_score"] = found["clip_score_source"] = torch.full_like(found["psnr"], float("nan"))
+            found = _closeness(source, edit, mask)
             if clip is not None or clip_vision is not None:
-                missing = [
-                    name
-                    for name, value in (("clip", clip), ("clip_vision", clip_vision), ("text", text.strip()))
-                    if not value
-                ]
-                if missing:
-                    raise ValueError(
-                        f"CLIPScore needs clip, clip_vision and text, and {' and '.join(missing)} came empty; connect all three, or none."
-                    )
-                pictures = host_clip.image_features(clip_vision, torch.cat([edit, source]))
-                wanted = host_clip.text_features(clip, text, pictures.shape[-1])
-                found["clip_score"], found["clip_score_source"] = clip_score(pictures, wanted).cpu().chunk(2)
-
-            rows = [{name: float(values[b]) for name, values in found.items()} for b in range(len(edit))]
-            captioned = torch.cat(
-                [to_tensor(with_caption(to_pil(picture), _lines(row))) for picture, row in zip(edit, rows)]
-            )
-            report = "\n".join(f"picture {b}: " + ", ".join(_lines(row)) for b, row in enumerate(rows, 1))
-            mean = {name: float(values.mean()) for name, values in found.items()}
-            return io.NodeOutput(
-                captioned, report,
-                *(mean[name] for name in ("psnr", "ssim", "clip_score", "psnr_inside", "ssim_inside", "psnr_outside", "ssim_outside")),
-                ui=ui.PreviewImage(captioned, cls=cls),
-            )  # fmt: skip
+                found |= _fit(source, edit, clip, clip_vision, text)
+            captions = [_caption(found, number) for number in range(len(edit))]
+            captioned = [to_tensor(with_caption(to_pil(picture), lines)) for picture, lines in zip(edit, captions)]
+            pictures = torch.cat(captioned)
+            return io.NodeOutput(pictures, _report(captions), *_means(found), ui=ui.PreviewImage(pictures, cls=cls))
 
 
-def _lines(row: dict[str, float]) -> list[str]:
-    """The caption of one picture: a line per place, and one for the text; what was not measured (NaN) is left out."""
-    lines = [
-        f"{where}PSNR {row['psnr' + place]:.1f} dB, SSIM {row['ssim' + place]:.3f}"
-        for where, place in (("", ""), ("inside: ", "_inside"), ("outside: ", "_outside"))
-        if row["psnr" + place] == row["psnr" + place]
-    ]
-    if row["clip_score"] == row["clip_score"]:
+def _closeness(source: Tensor, edit: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """PSNR and SSIM per picture ``[B]``; with a mask ``[B,H,W]`` also of its inside and its outside alone."""
+    found = {"psnr": psnr(source, edit), "ssim": ssim(source, edit)}
+    if mask is not None:
+        for place, where in (("inside", mask), ("outside", 1 - mask)):
+            found[f"psnr_{place}"] = psnr(source, edit, where)
+            found[f"ssim_{place}"] = ssim(source, edit, where)
+    return found
+
+
+def _fit(source: Tensor, edit: Tensor, clip, clip_vision, text: str) -> dict[str, Tensor]:
+    """CLIPScore per picture ``[B]``, of the edit and of the source. Raises ValueError where one input is missing."""
+    needed = {"clip": clip, "clip_vision": clip_vision, "text": text.strip()}
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        raise ValueError(
+            f"CLIPScore needs clip, clip_vision and text, and {' and '.join(missing)} came empty; "
+            "connect all three, or none."
+        )
+    pictures = host_clip.image_features(clip_vision, torch.cat([edit, source]))
+    wanted = host_clip.text_features(clip, text, pictures.shape[-1])
+    of_edit, of_source = clip_score(pictures, wanted).cpu().chunk(2)
+    return {"clip_score": of_edit, "clip_score_source": of_source}
+
+
+def _means(found: dict[str, Tensor]) -> list[float]:
+    """The outputs that are numbers: means over the pictures, NaN for what was not measured."""
+    return [float(found[name].mean()) if name in found else math.nan for name in _NUMBERS]
+
+
+def _caption(found: dict[str, Tensor], number: int) -> list[str]:
+    """The caption of one picture: a line for each place, and one for the text; without what was not measured (NaN)."""
+    row = {name: float(values[number]) for name, values in found.items()}
+    lines = []
+    for where, place in (("", ""), ("inside: ", "_inside"), ("outside: ", "_outside")):
+        closeness = row.get("psnr" + place, math.nan)
+        if not math.isnan(closeness):
+            lines.append(f"{where}PSNR {closeness:.1f} dB, SSIM {row['ssim' + place]:.3f}")
+    if not math.isnan(row.get("clip_score", math.nan)):
         lines.append(f"CLIPScore {row['clip_score']:.3f} (source {row['clip_score_source']:.3f})")
     return lines
+
+
+def _report(captions: list[list[str]]) -> str:
+    return "\n".join(f"picture {number}: {', '.join(lines)}" for number, lines in enumerate(captions, 1))

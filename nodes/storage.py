@@ -4,15 +4,8 @@ from comfy_api.latest import io
 
 from ..baret_ops.storage import load_inversion, save_inversion
 from ..host import files
-from .common import (
-    CATEGORY,
-    EMBEDDINGS_TOOLTIP,
-    SEARCH_ALIASES,
-    TRAJECTORY_TOOLTIP,
-    EmbeddingsWire,
-    TrajectoryWire,
-    errors_of,
-)
+from . import inputs
+from .common import CATEGORY, SEARCH_ALIASES, errors_of
 
 
 class BaretSaveInversion(io.ComfyNode):
@@ -22,12 +15,13 @@ class BaretSaveInversion(io.ComfyNode):
             node_id="BaretSaveInversion",
             display_name="Save Inversion",
             category=CATEGORY,
-            description="Writes an inversion to one .safetensors file in the output folder, so that it need not be computed again.",
+            description="Writes an inversion to one .safetensors file in the output folder, "
+            "so that it need not be computed again.",
             search_aliases=SEARCH_ALIASES,
             is_output_node=True,
             inputs=[
-                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
+                inputs.trajectory(),
+                inputs.embeddings(),
                 io.String.Input(
                     "filename_prefix",
                     default="baret/inversion",
@@ -41,9 +35,8 @@ class BaretSaveInversion(io.ComfyNode):
         with errors_of(cls):
             path, shown = files.new_file(filename_prefix)
             save_inversion(path, trajectory, embeddings)
-            return io.NodeOutput(
-                ui={"files": [shown], "text": (f"{shown['subfolder']}/{shown['filename']}".lstrip("/"),)}
-            )
+            name = f"{shown['subfolder']}/{shown['filename']}".lstrip("/")
+            return io.NodeOutput(ui={"files": [shown], "text": (name,)})
 
 
 class BaretLoadInversion(io.ComfyNode):
@@ -63,8 +56,8 @@ class BaretLoadInversion(io.ComfyNode):
                 )
             ],
             outputs=[
-                TrajectoryWire.Output("trajectory", tooltip="The picture's path through the noise levels."),
-                EmbeddingsWire.Output(
+                inputs.trajectory_output(),
+                inputs.EmbeddingsWire.Output(
                     "embeddings", tooltip="The tuned text of every step, with the transition it was saved with."
                 ),
             ],
@@ -72,7 +65,7 @@ class BaretLoadInversion(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
-        """Takes the place of the host's check against the list, so that a file saved a moment ago, or an unfit name, is met here."""
+        """Takes the place of the host's check against its list, which does not know a file that was saved just now."""
         try:
             files.find_file(file)
         except ValueError as error:

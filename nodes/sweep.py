@@ -11,22 +11,12 @@ from ..baret_ops.edits.sweep import Sweep
 from ..baret_ops.values import Trajectory
 from ..drawing.pictures import grid, to_pil, to_tensor
 from ..host import models, run, wires
-from .common import (
-    CATEGORY,
-    EDIT_MODEL_TOOLTIP,
-    EMBEDDINGS_TOOLTIP,
-    SEARCH_ALIASES,
-    TRAJECTORY_TOOLTIP,
-    EmbeddingsWire,
-    TrajectoryWire,
-    bam_dials,
-    errors_of,
-    sample_edit,
-)
+from . import inputs
+from .common import CATEGORY, SEARCH_ALIASES, errors_of, most_tokens, run_edit
 from .written import read_numbers, read_ranges
 
 _MOST_CELLS = 32 * 64 * 64
-"""Most latent cells in one forward of several etas side by side: 32 latents of 512x512 pictures, about 3 GB in 16 bit."""
+"""Most latent cells in one forward of several etas: 32 latents of 512x512 pictures, about 3 GB in 16 bit."""
 
 
 class BaretEditSweep(io.ComfyNode):
@@ -36,35 +26,38 @@ class BaretEditSweep(io.ComfyNode):
             node_id="BaretEditSweep",
             display_name="Edit Sweep",
             category=CATEGORY,
-            description="Edits one picture with several etas and taus and shows all results in a labelled grid, at about half the cost of running BAM Edit for each.",
+            description="Edits one picture with several etas and taus and shows all results in a labelled grid, "
+            "at about half the cost of running BAM Edit for each.",
             search_aliases=[*SEARCH_ALIASES, "XY plot", "grid", "ablation", "compare"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip=EDIT_MODEL_TOOLTIP),
-                TrajectoryWire.Input("trajectory", tooltip=TRAJECTORY_TOOLTIP),
-                EmbeddingsWire.Input("embeddings", tooltip=EMBEDDINGS_TOOLTIP),
-                io.Vae.Input("vae", tooltip="The VAE of the checkpoint, to show the cells as pictures."),
+                *inputs.edit_sockets(),
+                inputs.vae("show the cells as pictures"),
                 io.String.Input(
                     "eta_ranges",
                     default="1, 0.8-0.1, 0.6-0.1",
-                    tooltip="Rows: eta from the first to the last step, with commas between them. Higher keeps more of the picture; 1 is a rigid edit. Useful: 1, 0.9-0.1, 0.8-0.1, 0.6-0.1.",
+                    tooltip="Rows: eta from the first to the last step, with commas between them. "
+                    "Higher keeps more of the picture; 1 is a rigid edit. Useful: 1, 0.9-0.1, 0.8-0.1, 0.6-0.1.",
                 ),
                 io.String.Input(
                     "tau_sa",
                     default="0.2, 0.3, 0.4",
-                    tooltip="Columns: shares of the steps that take self-attention from the reconstruction. Higher keeps more of the picture. Useful: 0.1 to 0.5.",
+                    tooltip="Columns: shares of the steps that take self-attention from the reconstruction. "
+                    "Higher keeps more of the picture. Useful: 0.1 to 0.5.",
                 ),
                 io.String.Input(
                     "tau_ca",
                     default="0.6",
-                    tooltip="Shares of the steps that take cross-attention from the transition. More than one multiplies the columns. Useful: 0.6, or 0.4 to 0.8.",
+                    tooltip="Shares of the steps that take cross-attention from the transition. "
+                    "More than one multiplies the columns. Useful: 0.6, or 0.4 to 0.8.",
                 ),
-                *bam_dials(),
+                *inputs.bam_settings(),
             ],
             outputs=[
                 io.Image.Output(
                     "grid",
-                    tooltip="All edits with their etas and taus, the picture in the corner; one grid per image of a batch. Cells are at most 512 pixels wide.",
+                    tooltip="All edits with their etas and taus, the picture in the corner; "
+                    "one grid per image of a batch. Cells are at most 512 pixels wide.",
                 ),
                 io.Image.Output(
                     "edits",
@@ -102,7 +95,7 @@ class BaretEditSweep(io.ComfyNode):
             found: list[Tensor | None] = []  # the mask at the latents' size, with what auto_mask finds
 
             def forward(edits: list[Edits], span: range) -> list[Edits]:
-                def loop(predict, trajectory, mask, on_step):
+                def loop(predict, trajectory, *, mask, on_step):
                     if not found:
                         found.append(edit_mask(predict, trajectory, embeddings, mask, auto_mask))
                     return advance(
@@ -112,14 +105,12 @@ class BaretEditSweep(io.ComfyNode):
                         span,
                         guidance_scale=cfg,
                         uncond_too=passes == "both",
-                        max_tokens=max_resolution**2 or None,
+                        max_tokens=most_tokens(max_resolution),
                         region=Region(found[0]),
                         on_step=on_step,
                     )
 
-                return sample_edit(
-                    model, trajectory, embeddings, mask, sweep.processes, loop, on_step=lambda *_: show()
-                )
+                return run_edit(model, trajectory, embeddings, mask, sweep.processes, loop, on_step=lambda *_: show())
 
             for row in sweep.rows(forward):
                 sheet.add(row)

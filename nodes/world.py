@@ -11,6 +11,15 @@ _ANY = "any"
 _CHOICES = {"animal": scenes.ANIMALS, "pose": scenes.POSES, "colour": scenes.COLOURS, "place": scenes.PLACES}
 
 
+def _choice(name: str) -> io.Input:
+    return io.Combo.Input(
+        name,
+        options=[_ANY, *_CHOICES[name]],
+        default=_ANY,
+        tooltip=f"Fix the {name}, or leave it to the seed. All else in the scene stays as it is.",
+    )
+
+
 class BaretWorldLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,7 +27,8 @@ class BaretWorldLoader(io.ComfyNode):
             node_id="BaretWorldLoader",
             display_name="Load Drawn World",
             category=CATEGORY,
-            description="The small model that comes with this pack, of the SD1.5 family and trained on drawn scenes of 128x128 pixels: to try every node in seconds, with nothing to download.",
+            description="The small model that comes with this pack, of the SD1.5 family and trained on drawn scenes of "
+            "128x128 pixels: to try every node in seconds, with nothing to download.",
             search_aliases=[*SEARCH_ALIASES, "toy model", "demo"],
             outputs=[
                 io.Model.Output("model", tooltip="A MODEL of the SD1.5 family with 4.3 million parameters."),
@@ -42,7 +52,8 @@ class BaretWorldScene(io.ComfyNode):
             node_id="BaretWorldScene",
             display_name="Drawn Scene",
             category=CATEGORY,
-            description="Draws a scene of the drawn world to edit, with its caption and the animal's mask. The same seed with another pose or colour is the ideal result of that edit.",
+            description="Draws a scene of the drawn world to edit, with its caption and the animal's mask. "
+            "The same seed with another pose or colour is the ideal result of that edit.",
             search_aliases=[*SEARCH_ALIASES, "toy model", "demo"],
             inputs=[
                 io.Int.Input(
@@ -53,21 +64,14 @@ class BaretWorldScene(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Which scene: every number is another one, and always the same.",
                 ),
-                *(
-                    io.Combo.Input(
-                        name,
-                        options=[_ANY, *names],
-                        default=_ANY,
-                        tooltip=f"Fix the {name}, or leave it to the seed. All else in the scene stays as it is.",
-                    )
-                    for name, names in _CHOICES.items()
-                ),
+                *(_choice(name) for name in _CHOICES),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The picture, 128x128."),
                 io.String.Output(
                     "caption",
-                    tooltip="What is in it, in the words that the drawn world's model knows best. Change a word and you have a target text.",
+                    tooltip="What is in it, in the words that the drawn world's model knows best. "
+                    "Change a word and you have a target text.",
                 ),
                 io.Mask.Output("mask", tooltip="Where the animal is."),
             ],
@@ -75,13 +79,12 @@ class BaretWorldScene(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed, animal=_ANY, pose=_ANY, colour=_ANY, place=_ANY) -> io.NodeOutput:
+        chosen = {"animal": animal, "pose": pose, "colour": colour, "place": place}
         with errors_of(cls):
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seed is {seed}; a whole number from 0 to {2**32 - 1} fits.")
             (scene,) = scenes.sample(seed, 1)
-            chosen = {"animal": animal, "pose": pose, "colour": colour, "place": place}
-            scene = replace(
-                scene, **{name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
-            )
+            fixed = {name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
+            scene = replace(scene, **fixed)
             picture, mask = scenes.render([scene])
             return io.NodeOutput(picture, scenes.plain_caption(scene), mask)

@@ -1,39 +1,114 @@
-"""Lists of eta ranges and taus as a person types them, and edits over all of them with their work shared."""
+"""Lists as a person types them into a widget: numbers, ranges and words, with commas between them.
+
+Every parser takes a time that grows no faster than the text, and quotes no more than the beginning of a long one.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 
-_NUMBER = r"\d*\.?\d+(?:e-?\d+)?"
+from ..baret_ops.edits.word_maps import Grids
+
+_LONGEST = 40  # characters of a number or range, and of what a message quotes
+_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:e-?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})(?: ?(?:-|\u2013|to) ?({_NUMBER}))?")
+
+
+def quoted(text: str) -> str:
+    """A text in quotes for a message; of a long one its beginning, and how long it is."""
+    if len(text) <= _LONGEST:
+        return repr(text)
+    return f"{text[:_LONGEST]!r}... ({len(text)} characters)"
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def read_ranges(text: str, name: str) -> list[tuple[float, float]]:
-    """``"0.8-0.1, 1"`` to ``[(0.8, 0.1), (1.0, 1.0)]``: ranges with commas between them, each once; a single number starts and ends a range.
+    """``"0.8-0.1, 1"`` to ``[(0.8, 0.1), (1.0, 1.0)]``: ranges with commas between them, each once.
 
-    Raises ValueError for anything else and for numbers outside 0..1.
+    A single number is the start and the end of its range. name: the input's, for messages. Raises ValueError for
+    anything else, and for numbers outside 0..1.
     """
-    ranges = []
-    for part in filter(None, re.split(r"[,;\n]", re.sub(r"[ \t]+", " ", text))):
-        found = re.fullmatch(rf" ?({_NUMBER})(?: ?(?:-|\u2013|to) ?({_NUMBER}))? ?", part)
-        if part.strip() and not found:
-            raise ValueError(
-                f"{name} has {part.strip()!r}; numbers from 0 to 1 with commas between them fit, ranges as 0.8-0.1."
-            )
-        if found:
-            ranges.append((float(found[1]), float(found[2] or found[1])))
-    for value in (value for each in ranges for value in each):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} has {value:g}; numbers from 0 to 1 fit.")
+    parts = [" ".join(part.split()) for part in re.split(r"[,;\n]", text)]
+    ranges = [_read_range(part, name) for part in parts if part]
     if not ranges:
         raise ValueError(f"{name} is empty; write one number or more, with commas between them.")
     return list(dict.fromkeys(ranges))
 
 
-def read_numbers(text: str, name: str) -> list[float]:
-    """``"0.1, 0.2"`` to ``[0.1, 0.2]``, as :func:`read_ranges`, which also raises for a range here."""
-    ranges = read_ranges(text, name)
-    if wrong := [each for each in ranges if each[0] != each[1]]:
+def _read_range(part: str, name: str) -> tuple[float, float]:
+    found = _RANGE.fullmatch(part) if len(part) <= _LONGEST else None
+    if found is None:
         raise ValueError(
-            f"{name} has the range {wrong[0][0]:g}-{wrong[0][1]:g}; single numbers with commas between them fit."
+            f"{name} has {quoted(part)}; numbers from 0 to 1 with commas between them fit, ranges as 0.8-0.1."
         )
+    start = float(found[1])
+    end = float(found[2] or found[1])
+    for value in (start, end):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} has {value:g}; numbers from 0 to 1 fit.")
+    return start, end
+
+
+def read_numbers(text: str, name: str) -> list[float]:
+    """``"0.1, 0.2"`` to ``[0.1, 0.2]``, as :func:`read_ranges`; here a range raises ValueError too."""
+    ranges = read_ranges(text, name)
+    for start, end in ranges:
+        if start != end:
+            raise ValueError(f"{name} has the range {start:g}-{end:g}; single numbers with commas between them fit.")
     return [start for start, _ in ranges]
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def read_words(text: str) -> list[str]:
+    """``"dog, a red cat"`` to ``["dog", "a red cat"]``: words or phrases with commas between them, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def read_values(text: str, name: str) -> list[tuple[str, float]]:
+    """``"dog:1.5, red:0.3"`` to ``[("dog", 1.5), ("red", 0.3)]``. Raises ValueError for another form."""
+    parts = [part.strip() for part in text.split(",")]
+    return [_read_value(part, name) for part in parts if part]
+
+
+def _read_value(part: str, name: str) -> tuple[str, float]:
+    word, _, number = part.rpartition(":")  # without a colon the word is empty
+    word = word.strip()
+    value = _finite(number.strip())
+    if not word or value is None:
+        raise ValueError(f'{name} holds {quoted(part)}; words and numbers such as "dog:1.5, red:0.3" fit.')
+    return word, value
+
+
+def _finite(text: str) -> float | None:
+    """A written number, or None for what is none, or is infinite or NaN."""
+    if len(text) > _LONGEST:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+# --- grids ------------------------------------------------------------------------------------------------------------
+
+
+def read_resolutions(text: str, name: str) -> Grids:
+    """Which attention grids are meant by ``"coarse"``, ``"all"`` or widths such as ``"16, 32"``.
+
+    Raises ValueError for anything else.
+    """
+    words = text.replace(",", " ").split()
+    if words == ["coarse"]:
+        return Grids(coarse=True, written=quoted(text))
+    if words == ["all"]:
+        return Grids(written=quoted(text))
+    if not words or not all(word.isdigit() for word in words):
+        raise ValueError(f"{name} has {quoted(text)}; coarse, all, or widths such as 16, 32 fit.")
+    return Grids(widths=frozenset(words), written=quoted(text))

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 
-def _conv(ops, a, b, size=3):
-    return ops.Conv2d(a, b, size, padding=size // 2)
+def _conv(ops, channels_in, channels_out, size=3):
+    return ops.Conv2d(channels_in, channels_out, size, padding=size // 2)
 
 
 class _Residual(nn.Module):
@@ -17,34 +17,38 @@ class _Residual(nn.Module):
         return x + self.second(torch.nn.functional.silu(self.first(torch.nn.functional.silu(x))))
 
 
-class Codec(nn.Module):
-    """A plain convolutional autoencoder without normalisation: `encode` (b, 3, h, w) -> (b, 4, h/8, w/8), `decode` back.
+def _residuals(ops, width, count):
+    return [_Residual(ops, width) for _ in range(count)]
 
-    `ops` gives the Conv2d class: torch's own for training, the host's when the host shall place and cast the weights.
+
+class Codec(nn.Module):
+    """A plain convolutional autoencoder without normalisation.
+
+    `encode` takes (b, 3, h, w) to (b, 4, h/8, w/8), `decode` back. `ops` gives the Conv2d class: torch's own for
+    training, the host's when the host shall place and cast the weights.
     """
 
     def __init__(self, ops=nn, wide=96, middle=64, thin=32):
         super().__init__()
-        res = lambda width, n: [_Residual(ops, width) for _ in range(n)]  # noqa: E731
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
             _conv(ops, 48, middle),
-            *res(middle, 1),
+            *_residuals(ops, middle, 1),
             nn.PixelUnshuffle(2),
             _conv(ops, 4 * middle, wide, 1),
-            *res(wide, 2),
+            *_residuals(ops, wide, 2),
             nn.SiLU(),
             _conv(ops, wide, 4),
         )
         self.decoder = nn.Sequential(
             _conv(ops, 4, wide),
-            *res(wide, 3),
+            *_residuals(ops, wide, 3),
             _conv(ops, wide, 4 * middle, 1),
             nn.PixelShuffle(2),
-            *res(middle, 2),
+            *_residuals(ops, middle, 2),
             _conv(ops, middle, 4 * thin, 1),
             nn.PixelShuffle(2),
-            *res(thin, 1),
+            *_residuals(ops, thin, 1),
             nn.SiLU(),
             _conv(ops, thin, 12),
             nn.PixelShuffle(2),

@@ -1,8 +1,8 @@
 """Drawn scenes with known truth: one animal, one place, perhaps a sun and a tree, and a caption that says so.
 
-`sample(seed, n)` draws the parameters of n scenes, `render(params)` their pictures and masks, `caption(scene, seed)` a sentence
-for one of them. All three are deterministic, so the ideal target of an edit can be drawn: change one field with `replace` and
-render again. Everything continuous (place, size, light, horizon) is a field too and stays as it was.
+`sample(seed, n)` draws the parameters of n scenes, `render(scenes)` their pictures and masks, `caption(scene, seed)` a
+sentence for one of them. The same input always gives the same output, so the ideal target of an edit can be drawn:
+change one field with `replace` and render again. All else in the scene (place, size, light, horizon) stays as it was.
 
 Lengths are pixels of a 128 x 128 picture, x to the right, y down, unless a comment says otherwise. Needs torch alone.
 """
@@ -29,12 +29,12 @@ _RGB = torch.tensor([[222, 38, 40], [255, 204, 20], [36, 84, 226], [128, 48, 196
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene. The integer fields index the tuples above; the others are continuous and say by how much it varies.
+    """One scene. The integer fields index the tuples above; the others are continuous, and their spans stand below.
 
     animal, pose, colour, place, position, facing: see ANIMALS, POSES, COLOURS, PLACES, POSITIONS, SIDES.
     sun, tree: the side they are on (SIDES), or NO_SIDE.
-    dx, dy: the animal's shift in pixels (-4 to 4 and -3 to 5); size: pixels per unit of length, 28 to 32.
-    horizon: shift of the horizon in pixels (-3 to 3); swell: phase of its curve in radians; light: brightness, 0.94 to 1.04.
+    dx, dy: the animal's shift in pixels. size: pixels per unit of length. horizon: shift of the horizon in pixels.
+    swell: phase of the horizon's curve in radians. light: brightness.
     """
 
     animal: int
@@ -53,32 +53,44 @@ class Scene:
     light: float
 
     def __post_init__(self):
-        for name, least, names in _INDICES:
-            if not least <= getattr(self, name) < len(names):
-                raise ValueError(
-                    f"A scene's {name} is an index from {least} to {len(names) - 1}, not {getattr(self, name)!r}."
-                )
+        for name, (least, names) in _INDICES.items():
+            index = getattr(self, name)
+            if not least <= index < len(names):
+                raise ValueError(f"A scene's {name} is an index from {least} to {len(names) - 1}, not {index!r}.")
 
 
-_INDICES = (
-    ("animal", 0, ANIMALS), ("pose", 0, POSES), ("colour", 0, COLOURS), ("place", 0, PLACES), ("position", 0, POSITIONS),
-    ("facing", 0, SIDES), ("sun", NO_SIDE, SIDES), ("tree", NO_SIDE, SIDES),
-)  # fmt: skip
-_SPANS = ((-4, 4), (-3, 5), (28, 32), (-3, 3), (0, 6.283), (0.94, 1.04))  # dx, dy, size, horizon, swell, light
+_INDICES = {  # the least index, and what it is the index of
+    "animal": (0, ANIMALS),
+    "pose": (0, POSES),
+    "colour": (0, COLOURS),
+    "place": (0, PLACES),
+    "position": (0, POSITIONS),
+    "facing": (0, SIDES),
+    "sun": (NO_SIDE, SIDES),
+    "tree": (NO_SIDE, SIDES),
+}
+_SPANS = {
+    "dx": (-4, 4),
+    "dy": (-3, 5),
+    "size": (28, 32),
+    "horizon": (-3, 3),
+    "swell": (0, 6.283),
+    "light": (0.94, 1.04),
+}
 
 
 def sample(seed, n):
-    """`n` random scenes as a list of `Scene`; the same seed gives the same list. Raises ValueError for a seed below 0."""
+    """`n` random scenes in a list; the same seed gives the same list. Raises ValueError for a seed below 0."""
     if seed < 0:
         raise ValueError(f"A scene's seed is an integer from 0, not {seed}.")
     rng = random.Random(int(seed))
-    return [
-        Scene(
-            *(rng.randrange(least, len(names)) for _, least, names in _INDICES),
-            *(round(rng.uniform(low, high), 3) for low, high in _SPANS),
-        )
-        for _ in range(n)
-    ]
+    return [_random_scene(rng) for _ in range(n)]
+
+
+def _random_scene(rng):
+    chosen = {name: rng.randrange(least, len(names)) for name, (least, names) in _INDICES.items()}
+    measured = {name: round(rng.uniform(low, high), 3) for name, (low, high) in _SPANS.items()}
+    return Scene(**chosen, **measured)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -113,79 +125,91 @@ _WORDS = {
     ),
     "facing": (("facing left", "looking left"), ("facing right", "looking right")),
 }
-_EXTRA_WORDS = [
-    "a",
-    "an",
-    "the",
-    "with",
-    "and",
-    "sun",
-    "tree",
-    "is",
-    "of",
-    "photo",
-    "picture",
-    "drawing",
-    "under",
-    "sunny",
-    "beside",
-    "near",
-]
+_OTHER_WORDS = "a an the with and sun tree is of photo picture drawing under sunny beside near"
 
 
 def vocabulary():
     """Every word a caption can hold, sorted: what the text side of the model has an embedding for."""
-    phrases = [phrase for groups in _WORDS.values() for group in groups for phrase in group]
-    return sorted({word for phrase in phrases for word in phrase.split()} | set(_EXTRA_WORDS))
+    words = set(_OTHER_WORDS.split())
+    for groups in _WORDS.values():
+        for phrases in groups:
+            words.update(" ".join(phrases).split())
+    return sorted(words)
 
 
 def plain_caption(scene):
-    """The caption in its first form, naming everything: "a red dog sitting on a beach, on the left, facing right, sun, tree"."""
+    """The caption in its first form, which names everything.
+
+    As "a red dog sitting on a beach, on the left, facing right, sun, tree".
+    """
     word = {name: groups[getattr(scene, name)][0] for name, groups in _WORDS.items()}
-    extras = [name for name in ("sun", "tree") if getattr(scene, name) != NO_SIDE]
     head = f"a {word['colour']} {word['animal']} {word['pose']} {word['place']}"
-    return ", ".join([head, word["position"], word["facing"], *extras])
+    return ", ".join([head, word["position"], word["facing"], *_extras_of(scene)])
+
+
+def _extras_of(scene):
+    return [name for name in ("sun", "tree") if getattr(scene, name) != NO_SIDE]
 
 
 def caption(scene, seed, keep=0.9):
-    """A random sentence about `scene`: synonyms, order and wording by `seed`, each fact named with probability `keep`."""
+    """A random sentence about a scene: synonyms, order and wording by `seed`.
+
+    keep: how likely each fact is named, 0 to 1.
+    """
     rng = random.Random(int(seed))
     word = {name: rng.choice(groups[getattr(scene, name)]) for name, groups in _WORDS.items()}
     kept = {name: text if rng.random() < keep else "" for name, text in word.items()}
-    subject = " ".join(filter(None, [rng.choice(("a", "the", "a", "")), kept["colour"], word["animal"]]))
-    if rng.random() < 0.15:
-        subject = rng.choice(("a photo of", "a picture of", "a drawing of")) + " " + subject
-    pose = kept["pose"]
-    if pose and not pose.endswith("s") and rng.random() < 0.2:
-        pose = "is " + pose
-    extras = [name for name in ("sun", "tree") if getattr(scene, name) != NO_SIDE and rng.random() < keep]
-    rng.shuffle(extras)
-    if extras and rng.random() < 0.4:
-        extras = ["with " + " and ".join(rng.choice(("a ", "the ")) + name for name in extras)]
-    clauses = [kept["place"], kept["position"], kept["facing"]]
+    subject = _subject(rng, kept["colour"], word["animal"])
+    pose = _pose(rng, kept["pose"])
+    extras = _extras(rng, scene, keep)
+    place, facing = kept["place"], kept["facing"]
+    clauses = [place, kept["position"], facing]
     rng.shuffle(clauses)
+
     order = rng.random()
     if order < 0.5:  # a red dog sitting on a beach, on the left, facing right, sun, tree
-        parts = [
-            " ".join(filter(None, [subject, pose, kept["place"]])),
-            *(c for c in clauses if c != kept["place"]),
-            *extras,
-        ]
+        others = [clause for clause in clauses if clause != place]
+        parts = [_joined(subject, pose, place), *others, *extras]
     elif order < 0.75:  # a red dog, facing right, on the left, sitting, on a beach, sun
         parts = [subject, *rng.sample([pose, *clauses], 4), *extras]
     else:  # on a beach, on the left, with a sun, a red dog sitting, facing right
-        parts = [
-            *(c for c in clauses if c != kept["facing"]),
-            *extras,
-            " ".join(filter(None, [subject, pose])),
-            kept["facing"],
-        ]
+        others = [clause for clause in clauses if clause != facing]
+        parts = [*others, *extras, _joined(subject, pose), facing]
     return ", ".join(filter(None, parts))
 
 
+def _joined(*words):
+    return " ".join(filter(None, words))
+
+
+def _subject(rng, colour, animal):
+    """The animal as in "a red dog", "the dog" or "red dog", sometimes in "a photo of"."""
+    subject = _joined(rng.choice(("a", "the", "a", "")), colour, animal)
+    if rng.random() < 0.15:
+        subject = rng.choice(("a photo of", "a picture of", "a drawing of")) + " " + subject
+    return subject
+
+
+def _pose(rng, pose):
+    """A pose as it is, or with "is" before it where that is English."""
+    takes_is = pose and not pose.endswith("s")
+    return "is " + pose if takes_is and rng.random() < 0.2 else pose
+
+
+def _extras(rng, scene, keep):
+    """Sun and tree as clauses of their own, or together, as in "with a sun and the tree"."""
+    extras = [name for name in _extras_of(scene) if rng.random() < keep]
+    rng.shuffle(extras)
+    if extras and rng.random() < 0.4:
+        named = [rng.choice(("a ", "the ")) + name for name in extras]
+        extras = ["with " + " and ".join(named)]
+    return extras
+
+
 # --- animals ----------------------------------------------------------------------------------------------------------
-# A glyph is made of strokes in its own units, facing right, y up, feet at 0: ((x, y, radius), ...) is a chain of tapered capsules.
-# Layers: far limbs, body, ear (a darker patch on the body), eye, nose.
+# A glyph is made of strokes in its own units, facing right, y up, feet at 0. A stroke is a chain of tapered capsules,
+# ((x, y, radius), ...). Layers: far limbs, body, ear (a darker patch on the body), eye, nose.
+# A glyph's entry: its head, the head's centre, and the strokes that its layers have beside the head's.
 
 _DOG_HEAD = {  # about the head's centre
     "body": [((0, 0, 0.25), (0.02, 0.02, 0.25)), ((0.08, -0.06, 0.15), (0.36, -0.12, 0.11))],
@@ -357,42 +381,45 @@ def _stroke(x, y, chain):
     return out
 
 
+def _moved(chain, dx, dy):
+    return [(x + dx, y + dy, radius) for x, y, radius in chain]
+
+
+def _layer(glyph, layer, x, y):
+    """Signed distance to everything in one layer of a glyph."""
+    head, head_centre, parts = glyph
+    strokes = [_moved(chain, *head_centre) for chain in head.get(layer, ())] + parts.get(layer, [])
+    distances = torch.stack([_stroke(x, y, chain) for chain in strokes])
+    if layer == "body":  # only the body's strokes melt into each other a little, as flesh does
+        return -torch.logsumexp(-distances * 45, 0) / 45
+    return distances.amin(0)
+
+
 @lru_cache(maxsize=1)
 def _glyphs():
     """Distance fields of every glyph, in units: (animals * poses, layers, 224, 224), rows from the top."""
     x = ((torch.arange(_GRID) + 0.5) / _GRID * 2 - 1) * _BOX
     y, x = torch.meshgrid(_BOX - 0.35 - x, x, indexing="ij")
-    fields_ = []
-    for animal in ANIMALS:
-        for pose in POSES:
-            head, (hx, hy), parts = _GLYPHS[animal, pose]
-            for layer in _LAYERS:
-                strokes = [[(px + hx, py + hy, r) for px, py, r in chain] for chain in head.get(layer, ())] + parts.get(
-                    layer, []
-                )
-                d = torch.stack([_stroke(x, y, chain) for chain in strokes])
-                # Only the body's strokes melt into each other a little, as flesh does.
-                fields_.append(-torch.logsumexp(-d * 45, 0) / 45 if layer == "body" else d.amin(0))
-    return torch.stack(fields_).view(len(ANIMALS) * len(POSES), len(_LAYERS), _GRID, _GRID)
+    glyphs = [_GLYPHS[animal, pose] for animal in ANIMALS for pose in POSES]
+    distances = [_layer(glyph, layer, x, y) for glyph in glyphs for layer in _LAYERS]
+    return torch.stack(distances).view(len(glyphs), len(_LAYERS), _GRID, _GRID)
 
 
 # --- places -----------------------------------------------------------------------------------------------------------
-# Ground textures stand still and repeat every 16 pixels or are smooth: a convolutional codec can hold them in 8-pixel cells.
+# Ground textures stand still, and repeat every 16 pixels or are smooth: so a convolutional codec can hold them in cells
+# of 8 pixels.
 
-_SKY = (
-    torch.tensor(
-        [
-            [[122, 190, 245], [214, 236, 250]],
-            [[128, 200, 240], [250, 236, 206]],
-            [[158, 182, 214], [226, 234, 244]],
-            [[176, 116, 92], [158, 100, 80]],
-            [[250, 190, 140], [252, 226, 190]],
-        ]
-    )
-    / 255
-)  # top, bottom
+_SKY = {  # colours at the top and at the bottom
+    "meadow": ((122, 190, 245), (214, 236, 250)),
+    "beach": ((128, 200, 240), (250, 236, 206)),
+    "snow": ((158, 182, 214), (226, 234, 244)),
+    "wall": ((176, 116, 92), (158, 100, 80)),
+    "sea": ((250, 190, 140), (252, 226, 190)),
+}
+# By place, as in PLACES: where the horizon is, how far it curves up and down, and where a tree stands on the ground.
 _HORIZON = (56.0, 50.0, 60.0, 90.0, 54.0)
 _SWELL = (4.0, 0.0, 5.0, 0.0, 0.0)
+_TREE_FOOT = (74.0, 78.0, 76.0, 96.0, 76.0)
 
 
 def _mix(a, b, t):
@@ -403,148 +430,204 @@ def _rgb(*values):
     return torch.tensor(values).view(3, 1, 1) / 255
 
 
+def _pixels():
+    """The middles of all pixels: y and x, each (128, 128)."""
+    return torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+
+
+def _wave(x, period):
+    return torch.sin(2 * torch.pi * x / period)
+
+
+def _band(distance, width):
+    """1 in the middle of a line, 0 from `width` on."""
+    return (1 - distance.abs() / width).clamp(0, 1)
+
+
+def _staggered(x, row):
+    """x, with every other row of cells 16 pixels wide shifted by half a cell."""
+    return x + 8 * torch.remainder(row, 2)
+
+
+def _bricks(y, x):
+    row = torch.floor(y / 8)
+    shifted = _staggered(x, row)
+    inside_x, inside_y = torch.remainder(shifted, 16), torch.remainder(y, 8)
+    joint_x = 1 - inside_x.clamp(max=16 - inside_x) / 1.3
+    joint_y = 1 - inside_y.clamp(max=8 - inside_y) / 1.3
+    joint = torch.maximum(joint_x, joint_y).clamp(0, 1)
+    tone = torch.remainder(row * 3 + torch.floor(shifted / 16) * 5, 4) / 3
+    brick = _mix(_rgb(164, 104, 84), _rgb(142, 86, 70), tone)
+    return _mix(brick, _rgb(206, 190, 176), joint)
+
+
+def _meadow(y, x, depth):
+    inside_y = torch.remainder(y, 8)
+    blade = torch.remainder(_staggered(x, torch.floor(y / 8)), 16) - 8
+    tuft = ((1.1 + 0.10 * inside_y - (blade.abs() - 0.35 * (8 - inside_y)).abs()) / 1.4).clamp(0, 1)
+    grass = _mix(_rgb(136, 196, 92), _rgb(78, 152, 62), depth)
+    return _mix(grass, _rgb(48, 122, 50), 0.55 * tuft * (inside_y > 2.5))
+
+
+def _beach(y, x, depth):
+    ripple = 0.5 + 0.5 * torch.sin(2 * torch.pi * (y + 2.0 * _wave(x, 32)) / 16)
+    sand = _mix(_rgb(246, 228, 188), _rgb(226, 198, 148), depth)
+    sand = _mix(sand, _rgb(206, 174, 124), 0.45 * ripple**2)
+    water = _mix(_rgb(64, 158, 196), _rgb(120, 204, 214), ((y - 48) / 14).clamp(0, 1))
+    ground = _mix(water, sand, ((y - 62) / 2).clamp(0, 1))
+    foam = _band(y - 62 - 0.8 * _wave(x, 32), 1.8)
+    return _mix(ground, _rgb(255, 252, 244), foam)
+
+
+def _snow(y, x, depth):
+    drift = 0.5 + 0.5 * torch.sin(2 * torch.pi * (y + 5 * _wave(x, 64)) / 32)
+    snow = _mix(_rgb(240, 246, 252), _rgb(222, 232, 246), depth)
+    return _mix(snow, _rgb(186, 206, 234), 0.65 * drift**3)
+
+
+def _pavement(y, x):
+    stone = _mix(_rgb(176, 178, 184), _rgb(152, 154, 162), ((y - 90) / 38).clamp(0, 1))
+    slab = torch.minimum(torch.remainder(x + 0.5 * (y - 96), 32), torch.remainder(y, 16))
+    return _mix(stone, _rgb(122, 124, 134), 0.8 * _band(slab - 0.6, 1.2))
+
+
+def _sea(y, x, depth):
+    phase = _staggered(x, torch.floor((y + 4) / 16))
+    crest = torch.remainder(y + 2.2 * torch.cos(2 * torch.pi * phase / 16), 16)
+    water = _mix(_rgb(92, 186, 190), _rgb(20, 112, 134), depth)
+    return _mix(water, _rgb(196, 236, 232), 0.7 * _band(crest - 4, 1.9))
+
+
 @lru_cache(maxsize=1)
 def _places():
     """Sky and ground of every place: two tensors (places, 3, 128, 128)."""
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
-    depth = ((y - 44) / (SIZE - 44)).clamp(0, 1)
-    wave = lambda period: torch.sin(2 * torch.pi * x / period)  # noqa: E731
-
-    row = torch.floor(y / 8)
-    brick_x, brick_y = torch.remainder(x + 8 * torch.remainder(row, 2), 16), torch.remainder(y, 8)
-    joint = torch.maximum(1 - brick_x.clamp(max=16 - brick_x) / 1.3, 1 - brick_y.clamp(max=8 - brick_y) / 1.3).clamp(
-        0, 1
-    )
-    tone = torch.remainder(row * 3 + torch.floor((x + 8 * torch.remainder(row, 2)) / 16) * 5, 4) / 3
-    bricks = _mix(_mix(_rgb(164, 104, 84), _rgb(142, 86, 70), tone), _rgb(206, 190, 176), joint)
-
-    blade = torch.remainder(x + 8 * torch.remainder(torch.floor(y / 8), 2), 16) - 8
-    tuft = (
-        (1.1 + 0.10 * torch.remainder(y, 8) - (blade.abs() - 0.35 * (8 - torch.remainder(y, 8))).abs()) / 1.4
-    ).clamp(0, 1)
-    meadow = _mix(
-        _mix(_rgb(136, 196, 92), _rgb(78, 152, 62), depth),
-        _rgb(48, 122, 50),
-        0.55 * tuft * (torch.remainder(y, 8) > 2.5),
-    )
-
-    ripple = 0.5 + 0.5 * torch.sin(2 * torch.pi * (y + 2.0 * wave(32)) / 16)
-    beach = _mix(_mix(_rgb(246, 228, 188), _rgb(226, 198, 148), depth), _rgb(206, 174, 124), 0.45 * ripple**2)
-    water = ((y - 62) / 2).clamp(0, 1)
-    beach = _mix(_mix(_rgb(64, 158, 196), _rgb(120, 204, 214), ((y - 48) / 14).clamp(0, 1)), beach, water)
-    beach = _mix(beach, _rgb(255, 252, 244), (1 - (y - 62 - 0.8 * wave(32)).abs() / 1.8).clamp(0, 1))
-
-    drift = 0.5 + 0.5 * torch.sin(2 * torch.pi * (y + 5 * wave(64)) / 32)
-    snow = _mix(_mix(_rgb(240, 246, 252), _rgb(222, 232, 246), depth), _rgb(186, 206, 234), 0.65 * drift**3)
-
-    pavement = _mix(_rgb(176, 178, 184), _rgb(152, 154, 162), ((y - 90) / 38).clamp(0, 1))
-    slab = torch.minimum(torch.remainder(x + 0.5 * (y - 96), 32), torch.remainder(y, 16))
-    pavement = _mix(pavement, _rgb(122, 124, 134), 0.8 * (1 - (slab - 0.6).abs() / 1.2).clamp(0, 1))
-
-    crest = torch.remainder(
-        y + 2.2 * torch.cos(2 * torch.pi * (x + 8 * torch.remainder(torch.floor((y + 4) / 16), 2)) / 16), 16
-    )
-    sea = _mix(
-        _mix(_rgb(92, 186, 190), _rgb(20, 112, 134), depth),
-        _rgb(196, 236, 232),
-        0.7 * (1 - (crest - 4).abs() / 1.9).clamp(0, 1),
-    )
-
-    top, bottom = _SKY[:, 0, :, None, None], _SKY[:, 1, :, None, None]
+    y, x = _pixels()
+    colours = torch.tensor([_SKY[place] for place in PLACES]) / 255
+    top, bottom = colours[:, 0, :, None, None], colours[:, 1, :, None, None]
     sky = _mix(top, bottom, (y / 62).clamp(0, 1).expand(len(PLACES), 1, SIZE, SIZE)).clone()
-    sky[PLACES.index("wall")] = bricks
-    return sky, torch.stack([meadow, beach, snow, pavement, sea])
+    sky[PLACES.index("wall")] = _bricks(y, x)
+
+    depth = ((y - 44) / (SIZE - 44)).clamp(0, 1)
+    grounds = {
+        "meadow": _meadow(y, x, depth),
+        "beach": _beach(y, x, depth),
+        "snow": _snow(y, x, depth),
+        "wall": _pavement(y, x),
+        "sea": _sea(y, x, depth),
+    }
+    return sky, torch.stack([grounds[place] for place in PLACES])
 
 
 # --- rendering --------------------------------------------------------------------------------------------------------
 
 
 def _cover(distance):
-    """Coverage 0..1 of a pixel from its centre's signed distance to an edge in pixels: the anti-aliasing of every shape."""
+    """How much of a pixel a shape covers, 0..1.
+
+    distance: from the pixel's middle to the shape's edge in pixels, negative inside. So every shape's edge is smooth.
+    """
     return (0.5 - distance).clamp(0, 1)
 
 
 def render(params, with_parts=False):
     """Pictures and masks of the scenes in the list `params`.
 
-    Returns `(pictures, masks)`: (n, 128, 128, 3) and (n, 128, 128), float32 in 0..1, the layout of the host's IMAGE and MASK; the
-    mask covers the animal without its shadow. With `with_parts` a third value maps "sun" and "tree" to masks of the same shape
-    (what the animal hides taken out; all zero where there is none). Raises ValueError for an empty list.
+    Returns `(pictures, masks)`: (n, 128, 128, 3) and (n, 128, 128), float32 in 0..1, as the host's IMAGE and MASK; the
+    mask covers the animal without its shadow. With `with_parts` a third value maps "sun" and "tree" to masks of the
+    same shape (without what the animal hides; all zero where there is none). Raises ValueError for an empty list.
     """
     if not params:
         raise ValueError("render needs at least one scene.")
     # Small chunks stay in the processor's cache: eight times as fast as one batch of hundreds.
-    pictures, masks, suns, trees = (
-        torch.cat(part) for part in zip(*(_render(params[i : i + 8]) for i in range(0, len(params), 8)))
-    )
+    chunks = [_render(params[first : first + 8]) for first in range(0, len(params), 8)]
+    pictures, masks, suns, trees = (torch.cat(part) for part in zip(*chunks))
     return (pictures, masks, {"sun": suns, "tree": trees}) if with_parts else (pictures, masks)
 
 
-def _render(params):
-    p = {f.name: torch.tensor([getattr(s, f.name) for s in params]).view(-1, 1, 1, 1) for f in fields(Scene)}
-    flat = {name: value.flatten() for name, value in p.items()}
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+def _render(scenes):
+    """Pictures (b, 128, 128, 3), and masks (b, 128, 128) of the animals, suns and trees."""
+    p = {field.name: _column([getattr(scene, field.name) for scene in scenes]) for field in fields(Scene)}
+    y, x = _pixels()
+    horizon = torch.tensor(_HORIZON)[p["place"]] + p["horizon"]
+    horizon = horizon + torch.tensor(_SWELL)[p["place"]] * torch.sin(2 * torch.pi * x / SIZE + p["swell"])
 
-    # Where one is.
+    picture, sun = _draw_place(p, y, x, horizon)
+    picture, tree = _draw_tree(picture, p, y, x)  # behind the animal
+    picture, animal = _draw_animal(picture, p, y, x)
+    picture = (picture * p["light"]).clamp(0, 1)
+    sun = sun * (1 - tree) * _cover(y - horizon) * (1 - animal)
+    tree = tree * (1 - animal)
+    return picture.movedim(1, -1).contiguous(), animal[:, 0], sun[:, 0], tree[:, 0]
+
+
+def _column(values):
+    """A number for each scene, (b, 1, 1, 1)."""
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+def _draw_place(p, y, x, horizon):
+    """Sky, sun and ground: the picture (b, 3, 128, 128) and the sun's mask (b, 1, 128, 128)."""
     sky, ground = _places()
-    line = torch.tensor(_HORIZON)[p["place"]] + p["horizon"]
-    line = line + torch.tensor(_SWELL)[p["place"]] * torch.sin(2 * torch.pi * x / SIZE + p["swell"])
-    picture = sky[flat["place"]]
-
-    shines, from_sun = p["sun"] != NO_SIDE, torch.hypot(x - (50 + 28 * p["sun"]), y - (19 + p["horizon"]))
-    sun, glow = shines * _cover(from_sun - 10), shines * torch.exp(-((from_sun / 19) ** 2))
-    picture = _mix(picture, _rgb(255, 244, 200), 0.45 * glow)
+    place = p["place"].flatten()
+    shines = p["sun"] != NO_SIDE
+    from_sun = torch.hypot(x - (50 + 28 * p["sun"]), y - (19 + p["horizon"]))
+    sun = shines * _cover(from_sun - 10)
+    glow = shines * torch.exp(-((from_sun / 19) ** 2))
+    picture = _mix(sky[place], _rgb(255, 244, 200), 0.45 * glow)
     picture = _mix(picture, _rgb(255, 226, 70), sun)
-    picture = _mix(picture, ground[flat["place"]], _cover(line - y))
+    return _mix(picture, ground[place], _cover(horizon - y)), sun
 
-    # The tree stands behind the animal, its foot a little below the horizon.
-    tx, foot = 21 + 86 * p["tree"], torch.tensor([74.0, 78, 76, 96, 76])[p["place"]] + p["horizon"]
-    leaf = torch.minimum(
-        torch.hypot(x - tx, y - (foot - 40)) - 13,
-        torch.minimum(torch.hypot(x - tx + 8, y - (foot - 31)) - 10, torch.hypot(x - tx - 8, y - (foot - 31)) - 10),
-    )
-    trunk = torch.maximum((x - tx).abs() - 3, (y - (foot - 13)).abs() - 13)
+
+def _draw_tree(picture, p, y, x):
+    """The picture with the trees, and their mask; a tree's foot is a little below the horizon, at sea on an island."""
     here = p["tree"] != NO_SIDE
-    island = 3.5 * (torch.hypot((x - tx) / 17, (y - foot + 1) / 3.5) - 1)
-    picture = _mix(picture, _rgb(236, 208, 150), (here & (p["place"] == PLACES.index("sea"))) * _cover(island))
+    at_sea = p["place"] == PLACES.index("sea")
+    dx = x - (21 + 86 * p["tree"])
+    foot = torch.tensor(_TREE_FOOT)[p["place"]] + p["horizon"]
+    top = torch.hypot(dx, y - (foot - 40)) - 13
+    left = torch.hypot(dx + 8, y - (foot - 31)) - 10
+    right = torch.hypot(dx - 8, y - (foot - 31)) - 10
+    leaf = torch.minimum(top, torch.minimum(left, right))
+    trunk = torch.maximum(dx.abs() - 3, (y - (foot - 13)).abs() - 13)
+    island = 3.5 * (torch.hypot(dx / 17, (y - foot + 1) / 3.5) - 1)
+    crown = _mix(_rgb(66, 142, 70), _rgb(22, 84, 48), ((y - foot + 50 + 0.5 * dx) / 30).clamp(0, 1))
+    picture = _mix(picture, _rgb(236, 208, 150), (here & at_sea) * _cover(island))
     picture = _mix(picture, _rgb(112, 72, 44), here * _cover(trunk))
-    crown = _mix(_rgb(66, 142, 70), _rgb(22, 84, 48), ((y - foot + 50 + 0.5 * (x - tx)) / 30).clamp(0, 1))
     picture = _mix(picture, crown, here * _cover(leaf))
-    tree = here * _cover(torch.minimum(leaf, trunk))
+    return picture, here * _cover(torch.minimum(leaf, trunk))
 
-    # The animal: its distance fields, placed, mirrored and scaled to pixels.
+
+def _draw_animal(picture, p, y, x):
+    """The picture with the animals and their shadows, and the mask of the animals alone."""
     base = 110.0 + p["dy"]
-    cx = torch.tensor([40.0, 64.0, 88.0])[p["position"]] + p["dx"]
-    ux = (x - cx) / p["size"] * (2 * p["facing"] - 1)
-    uy = (base - y) / p["size"]
-    grid = torch.stack([ux / _BOX, (_BOX - 0.35 - uy) / _BOX], -1).squeeze(1)
-    glyphs = _glyphs()[flat["animal"] * len(POSES) + flat["pose"]]
-    d = F.grid_sample(glyphs, grid, padding_mode="border", align_corners=False) * p["size"]
-    # Beyond the field's box nothing of the animal can be.
-    d = torch.where((grid.abs().amax(-1) < 0.995)[:, None], d, torch.full_like(d, 9.0))
-    far, body, ear, eye, nose = d.split(1, 1)
+    dx = x - (torch.tensor([40.0, 64.0, 88.0])[p["position"]] + p["dx"])
+    up = (base - y) / p["size"]
+    far, body, ear, eye, nose = _placed_glyphs(p, dx / p["size"] * (2 * p["facing"] - 1), up)
 
-    jump = p["pose"] == POSES.index("jumping")
-    spread = torch.where(jump, 0.75, 0.95) * p["size"]
-    shadow = torch.hypot((x - cx) / spread, (y - base) / (0.13 * p["size"])) - 1
-    picture = _mix(picture, _rgb(24, 30, 50), torch.where(jump, 0.28, 0.42) * (0.5 - 1.6 * shadow).clamp(0, 1))
+    jumps = p["pose"] == POSES.index("jumping")
+    spread = torch.where(jumps, 0.75, 0.95) * p["size"]
+    shadow = torch.hypot(dx / spread, (y - base) / (0.13 * p["size"])) - 1
+    darkness = torch.where(jumps, 0.28, 0.42) * (0.5 - 1.6 * shadow).clamp(0, 1)
+    picture = _mix(picture, _rgb(24, 30, 50), darkness)
 
-    coat = _RGB[flat["colour"]][:, :, None, None]
-    dark = coat * 0.5
-    shade = (0.80 + 0.30 * ((uy - 0.1) / 1.3).clamp(0, 1)) + 0.10 * (-body / 6).clamp(0, 1)
-    picture = _mix(picture, dark * 0.8, _cover(far - 0.4))
+    coat = _RGB[p["colour"].flatten()][:, :, None, None]
+    outline = coat * 0.5
+    shade = (0.80 + 0.30 * ((up - 0.1) / 1.3).clamp(0, 1)) + 0.10 * (-body / 6).clamp(0, 1)
+    is_black = p["colour"] == COLOURS.index("black")  # its eye is ringed, to be seen at all
+    picture = _mix(picture, outline * 0.8, _cover(far - 0.4))
     picture = _mix(picture, coat * 0.68, _cover(far + 1.1))
-    picture = _mix(picture, dark * 0.7, _cover(body - 0.4))
+    picture = _mix(picture, outline * 0.7, _cover(body - 0.4))
     picture = _mix(picture, (coat * shade + 0.03).clamp(0, 1), _cover(body + 1.2))
     picture = _mix(picture, coat * 0.62, _cover(ear) * _cover(body + 0.5))
-    picture = _mix(
-        picture,
-        _rgb(250, 250, 250),
-        _cover(eye - 1.2) * (flat["colour"] == COLOURS.index("black"))[:, None, None, None],
-    )
+    picture = _mix(picture, _rgb(250, 250, 250), _cover(eye - 1.2) * is_black)
     picture = _mix(picture, _rgb(20, 16, 22), _cover(torch.minimum(eye, nose)))
+    return picture, torch.maximum(_cover(far - 0.4), _cover(body - 0.4))
 
-    mask = torch.maximum(_cover(far - 0.4), _cover(body - 0.4))
-    picture = (picture * p["light"]).clamp(0, 1)
-    sun, tree = sun * (1 - tree) * _cover(y - line) * (1 - mask), tree * (1 - mask)
-    return picture.movedim(1, -1).contiguous(), mask[:, 0], sun[:, 0], tree[:, 0]
+
+def _placed_glyphs(p, right, up):
+    """Distances in pixels to the layers of the animals, each (b, 1, 128, 128), at places given in the glyphs' units."""
+    place = torch.stack([right / _BOX, (_BOX - 0.35 - up) / _BOX], -1).squeeze(1)
+    glyphs = _glyphs()[p["animal"].flatten() * len(POSES) + p["pose"].flatten()]
+    distance = F.grid_sample(glyphs, place, padding_mode="border", align_corners=False) * p["size"]
+    is_inside = (place.abs().amax(-1) < 0.995)[:, None]  # beyond the box of its field nothing of an animal can be
+    return torch.where(is_inside, distance, torch.full_like(distance, 9.0)).split(1, 1)

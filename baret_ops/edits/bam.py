@@ -86,7 +86,8 @@ def advance(
 ) -> list[Edits]:
     """Take edits through ``steps`` side by side; see :func:`bam` and :func:`.plan.plan_step`.
 
-    region: where they may differ from the picture. on_step: reports the first edit. watch: see :data:`Watch`. Raises NotFinite.
+    region: where they may differ from the picture. on_step: reports the first edit. watch: see :data:`Watch`.
+    Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
     many = [edits.to(device) for edits in many]
@@ -218,8 +219,8 @@ def bam(
     mask: ``[1 or B,1,h,w]`` in 0..1; outside it the pivots are kept at every step. auto_mask: see :func:`edit_mask`.
     change_mask: threshold below which a change is none, and the pivots are kept (:func:`.region.change_mask`).
     renoise: share of fresh noise, by ``seed``, where the picture may change (:func:`renoised_start`).
-    how: for :func:`advance`: guidance_scale; uncond_too: share in the unconditional pass as well; max_tokens: no sharing
-        in blocks of more tokens; on_step; watch.
+    how: for :func:`advance`: guidance_scale; uncond_too: share in the unconditional pass as well; max_tokens: no
+        sharing in blocks of more tokens; on_step; watch.
     Returns the edited latent ``[B,C,h,w]``, VP form, and where it was let differ at the last step, ``[B,1,h,w]`` in
     0..1. Raises ValueError for a misfit, NotFinite.
     """

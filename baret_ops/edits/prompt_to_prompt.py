@@ -45,8 +45,8 @@ def replacement(source: Tokens, target: Tokens) -> Tensor:
     """
     if len(source.words) != len(target.words):
         raise ValueError(
-            f"source_text has {len(source.words)} words and target_text {len(target.words)}, and replace exchanges them "
-            "one for one; write as many words, or choose refine."
+            f"source_text has {len(source.words)} words and target_text {len(target.words)}, and replace exchanges "
+            "them one for one; write as many words, or choose refine."
         )
     matrix = _lent_outside_words(source, target)
     for (_, theirs), (_, ours) in zip(source.words, target.words):

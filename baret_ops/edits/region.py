@@ -12,7 +12,7 @@ from ..values import Trajectory
 from .auto_mask import smoothed
 
 CHANGE_START = 0.4
-"""Share of the steps before the change mask begins: earlier predictions of the clean latent are too coarse to compare."""
+"""Share of the steps before the change mask begins: earlier the clean latent is predicted too coarsely."""
 
 
 def dilated(region: Tensor, cells: int) -> Tensor:

@@ -19,12 +19,13 @@ from .plan import Dials
 class Grids:
     """Which of the model's attention grids to look at.
 
-    coarse: the coarsest that several blocks have. widths: those of these widths, in tokens. With neither, all.
+    coarse: the coarsest that several blocks have. widths: those of these widths in tokens, as written. With neither,
+        all.
     written: how they were asked for, for messages. seen: the grids (h,w) that the model has, filled while it runs.
     """
 
     coarse: bool = False
-    widths: frozenset[int] = frozenset()
+    widths: frozenset[str] = frozenset()
     written: str = ""
     seen: dict[tuple[int, int], None] = field(default_factory=dict)
 
@@ -33,7 +34,7 @@ class Grids:
         self.seen[site.grid] = None
         if self.coarse:
             return site.coarse
-        return not self.widths or site.grid[1] in self.widths
+        return not self.widths or str(site.grid[1]) in self.widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def watch_edit(
         if step == span[0] and not sums.count:
             there = ", ".join(f"{width}x{height}" for height, width in grids.seen)
             raise ValueError(
-                f"resolutions has {grids.written!r} and the grids of this picture are {there}; name widths of these."
+                f"resolutions has {grids.written} and the grids of this picture are {there}; name widths of these."
             )
         if on_step is not None:
             on_step(step, clean, z)

@@ -17,7 +17,7 @@ _ADVICE = f"lower learning_rate where the step rule is adam, or {IN_FULL_PRECISI
 
 @dataclass(frozen=True)
 class StopRule:
-    """Early stop of the tuning at step i: the loss is at most ``threshold + growth * i`` (as in null-text inversion)."""
+    """Early stop of the tuning at step i: the loss is at most ``threshold + growth * i``, as in null-text inversion."""
 
     threshold: float = 1e-5
     growth: float = 2e-5

@@ -31,7 +31,7 @@ def inversion(execute, model, text, picture):
 
 @pytest.fixture
 def processes(pack, execute, model):
-    """Our own sampling of each process: the trajectory's latents, and edits without sharing of a text that is the process's."""
+    """Our own sampling of each process: the trajectory's latents, or an edit without sharing of the process's text."""
 
     def call(trajectory, embeddings, process):
         if process == "reconstruction":
@@ -127,6 +127,19 @@ def test_each_step_has_its_own_entry_at_any_count(pack):
                 if comfy.samplers.get_area_and_mult(cond, x, sigma) is not None
             ]
             assert active == [float(i)]
+
+
+@pytest.mark.parametrize("process", ["reconstruction", "transition"])
+def test_what_direct_inversion_adds_back_no_stock_sampler_can(execute, model, text, picture, process):
+    """Without it both drift away from the picture, so both are refused; a transition away from the source is not."""
+    inputs = {"positive": text(1), "negative": text(2), "latent": picture(), "steps": STEPS, "cfg": CFG}
+    trajectory, embeddings, _ = execute("BaretInversion", model=model, method="direct", **inputs)
+    sentence = "Embeddings to Sampler: the trajectory is of direct inversion, which adds back .* choose process target"
+    with pytest.raises(ValueError, match=sentence):
+        execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process=process)
+    (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=text(3))
+    execute("BaretToSampler", embeddings=moving, trajectory=trajectory, process="transition")
+    execute("BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="target")
 
 
 def test_ksampler_advanced_agrees_at_fifty_steps(inversion, processes, execute, model, host):
