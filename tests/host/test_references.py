@@ -129,7 +129,7 @@ def latent():
 @pytest.fixture(scope="module")
 def pivots(core, latent, texts):
     with torch.inference_mode(False):
-        return core.module("inversion").ddim_inversion(core.predict, latent, texts[0], core.schedule)
+        return core.module("inversions.tuning").ddim_inversion(core.predict, latent, texts[0], core.schedule)
 
 
 def guided_step(theirs, scheduler, z, t, text, null):
@@ -161,7 +161,7 @@ def inversion(core, pivots, texts):
     """A trajectory of plain guided sampling, as BaretInversion's DDIM makes it, with the target text put in."""
     with torch.inference_mode(False):
         trajectory, _ = inversion_of(core, pivots, texts, pivots)
-        latents = core.module("untuned").sample_source(core.predict, trajectory, texts[0], texts[2])
+        latents = core.module("inversions.untuned").sample_source(core.predict, trajectory, texts[0], texts[2])
         return inversion_of(core, pivots, texts, latents)
 
 
@@ -172,7 +172,7 @@ def test_inversion_without_tuning(core, unets, scheduler, pivots, texts, inversi
     for i, t in enumerate(scheduler.timesteps):
         z = guided_step(unets[1], scheduler, z, t, texts[0], texts[2])
         close(trajectory.latents[i + 1], z)
-    latents = core.module("untuned").sample_source(core.predict, trajectory, texts[0], None)
+    latents = core.module("inversions.untuned").sample_source(core.predict, trajectory, texts[0], None)
     for i, t in enumerate(scheduler.timesteps):
         w = guided_step(unets[1], scheduler, w, t, texts[0], texts[0])
         close(latents[i + 1], w)
@@ -238,7 +238,7 @@ def test_masactrl(core, inversion, reference, start, first_block):
             k, v = (torch.cat([t[0:1], t[0:1], t[2:3], t[2:3]]) for t in (k, v))
         return k, v
 
-    got = core.module("masactrl").masactrl(
+    got = core.module("edits.masactrl").masactrl(
         core.predict, *inversion, guidance_scale=CFG, start_step=start, first_block=first_block
     )
     wanted = reference(before)
@@ -271,7 +271,7 @@ def prompts(core, source, target):
 )
 def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weights, self_share):
     """The published controllers: AttentionReplace, AttentionRefine, AttentionReweight, and the shared self-attention maps."""
-    p2p = core.module("prompt_to_prompt")
+    p2p = core.module("edits.prompt_to_prompt")
     source, target = prompts(core, source, target)
     weights = torch.tensor(weights or [1.0] * TOKENS).double()
     shares = torch.tensor([0.5, 0.5, 0.25, 0.5, 0.5, 0.75]).double()
@@ -312,7 +312,7 @@ def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weig
 @pytest.mark.parametrize("stop", [(0.0, 0.0), (2.0, 0.05)])
 def test_null_text_inversion(core, unets, scheduler, pivots, texts, stop):
     """The published loop: Adam, learning rate 1e-2 (1 - i/100) at 50 steps, test after the update, a full guided step with what was found."""
-    inversion, rules = core.module("inversion"), core.module("step_rules")
+    inversion, rules = core.module("inversions.tuning"), core.module("inversions.step_rules")
     rate, iterations = 0.05, 4
     with torch.inference_mode(False):
         rule = rules.Adam(rate, decay=1 / (2 * STEPS), test_after=True)
