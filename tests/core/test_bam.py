@@ -15,7 +15,7 @@ STEPS, B, TOKENS, WIDTH, W = 8, 2, 3, 4, 4.0
 
 
 def mix(x, e, self_x, cross_x, cross_e, sigma):
-    """A network with a self- and a cross-attention to speak of: 'queries and keys' of their rows, 'values' of its own."""
+    """A network with a kind of self- and cross-attention: 'queries and keys' of their rows, 'values' of its own."""
     z, self_z, cross_z = (t / (1 + sigma**2) ** 0.5 for t in (x, self_x, cross_x))
     own, lent = e.mean((1, 2))[:, None, None, None], cross_e.mean((1, 2))[:, None, None, None]
     return torch.tanh(z) + 0.3 * torch.sin(3 * self_z) * z + 0.5 * torch.sin(2 * cross_z + lent) * own
@@ -51,29 +51,36 @@ def plain(trajectory, embeddings, tau_sa, tau_ca, both, mask=None):
     schedule, pivots = trajectory.schedule, trajectory.pivots
     edit = transition = pivots[0]
     for i in range(STEPS):
-        sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+        sigma = float(schedule.sigmas[i])
         x_edit, x_tra, x_rec = (z * schedule.scale(i) for z in (edit, transition, trajectory.latents[i]))
-        null = embeddings.negative_at(i)
-        e_tra = embeddings.eta[i] * embeddings.tuned[i] + (1 - embeddings.eta[i]) * embeddings.target
-        shared_self, shared_cross = i < injected_steps(tau_sa, STEPS), i < injected_steps(tau_ca, STEPS)
+        null, target = embeddings.negative_at(i), embeddings.target
+        e_tra = embeddings.eta[i] * embeddings.tuned[i] + (1 - embeddings.eta[i]) * target
+        self_x = x_rec if i < injected_steps(tau_sa, STEPS) else x_edit
+        shares_cross = i < injected_steps(tau_ca, STEPS)
+        cross_x, cross_e, cross_null = (x_tra, e_tra, null) if shares_cross else (x_edit, target, null)
 
-        def eps(x, e, share, cross_e=None):
-            self_x = x_rec if share and shared_self else x
-            cross_x, cross_e = (x_tra, cross_e) if share and shared_cross else (x, e)
-            return mix(x, e, self_x, cross_x, cross_e, sigma)
-
-        def step(x, cond, uncond):
-            return (x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1)
-
-        edit = step(x_edit, eps(x_edit, embeddings.target, True, e_tra), eps(x_edit, null, both, null))
-        transition = step(x_tra, eps(x_tra, e_tra, False), eps(x_tra, null, False))
+        cond = mix(x_edit, target, self_x, cross_x, cross_e, sigma)
+        uncond = mix(x_edit, null, self_x, cross_x, cross_null, sigma) if both else alone(x_edit, null, sigma)
+        edit = guided_step(schedule, i, x_edit, cond, uncond)
+        transition = guided_step(schedule, i, x_tra, alone(x_tra, e_tra, sigma), alone(x_tra, null, sigma))
         if mask is not None:
             edit = mask * edit + (1 - mask) * pivots[i + 1]
     return edit
 
 
+def alone(x, e, sigma):
+    """The network with attention of its own."""
+    return mix(x, e, x, x, e, sigma)
+
+
+def guided_step(schedule, i, x, cond, uncond):
+    """One guided DDIM step, in VP form."""
+    sigma, sigma_next = float(schedule.sigmas[i]), float(schedule.sigmas[i + 1])
+    return (x + (sigma_next - sigma) * (uncond + W * (cond - uncond))) / schedule.scale(i + 1)
+
+
 def inversion(eta, negatives=()):
-    """A trajectory and embeddings with nothing in common but their shapes, but for the latents: those of the tuned text."""
+    """A trajectory and embeddings with nothing in common but their shapes; the latents are the tuned text's."""
     generator = torch.Generator().manual_seed(0)
     schedule = make_schedule(torch.linspace(0.03, 8.0, 1000, dtype=torch.float64), STEPS)
     pivots = torch.randn(STEPS + 1, B, 2, 3, 4, generator=generator, dtype=torch.float64)
@@ -141,7 +148,7 @@ class TestAutoMask:
 
     @staticmethod
     def where_text_acts(x, sigma, *, cond=None, uncond=None, sharing=None, hooks=None):
-        """A network in whose last three columns alone the text matters; in pictures of seven rows in all but the first."""
+        """A network whose text matters in the last three columns; in pictures of seven rows in all but the first."""
         acts = (torch.arange(8) >= (1 if x.shape[-2] == 7 else 5)).to(x)
         return tuple(
             None if e is None else torch.tanh(x) + acts * e.mean((1, 2))[:, None, None, None] for e in (cond, uncond)

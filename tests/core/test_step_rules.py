@@ -135,7 +135,7 @@ def test_memory_asks_no_float64_of_the_device():
 
 
 def test_memory_lands_in_a_span_it_knows():
-    """A network of rank 3 that does not change: after a few steps memory alone predicts it, and secant does not keep up."""
+    """A network of rank 3 that does not change: after a few steps memory predicts it, and secant does not keep up."""
     weights = random(24, 3) @ torch.diag(torch.tensor([1.0, 3.0, 9.0], dtype=torch.float64)) @ random(3, 144, seed=1)
     ends = {}
     for name, rule in RULES.items():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from baret_ops.edits.sampling import injected_steps
-from baret_ops.inversions.step_rules import Adam, Secant, SecantMemory
 from baret_ops.inversions.ddim import ddim_inversion
+from baret_ops.inversions.step_rules import Adam, Secant, SecantMemory
 from baret_ops.inversions.tuning import StopRule, ttis
 from baret_ops.predict import NotFinite
 from baret_ops.schedule import make_schedule
@@ -176,7 +176,7 @@ class ThroughHalf(torch.autograd.Function):
 
 
 def test_float16_on_the_way_back_loses_nothing(schedule, monkeypatch):
-    """A network whose gradients pass through float16, at an error well below the default threshold: Adam gets the float64 gradient."""
+    """Gradients pass through float16, at an error well below the default threshold: Adam gets the float64 one."""
     import baret_ops.inversions.step_rules
 
     recorded = []

@@ -48,8 +48,8 @@ def test_words_with_numbers(written):
 )
 def test_resolutions(written, text, seen):
     sites = [SimpleNamespace(grid=(10, width), coarse=width == 16) for width in (64, 32, 16)]
-    wanted = written.read_resolutions(text, "resolutions")
-    assert [site.grid[1] for site in sites if wanted(site)] == seen
+    grids = written.read_resolutions(text, "resolutions")
+    assert [site.grid[1] for site in sites if grids.wanted(site)] == seen
 
 
 @pytest.mark.parametrize(
