@@ -36,8 +36,8 @@ def inversion_picture(
 ) -> Image.Image:
     """Draw an inversion of B images in N steps, one line per image.
 
-    losses, updates: ``[N,B]``. thresholds: ``[N]``, or None where not known. decibels: ``[B]``, the picture's power
-    over the reconstruction's error. errors: ``[B,h,w]``, the error of each place.
+    losses, updates: ``[N,B]``. thresholds: ``[N]``, or None where not known. decibels: ``[B]``, how much stronger the
+    picture is than the reconstruction's error. errors: ``[B,h,w]``, the error of each place.
     Raises ValueError where matplotlib is missing.
     """
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..baret_ops.predict import NotFinite, OnStep
 from ..baret_ops.values import Embeddings, Trajectory, require_match
@@ -33,14 +34,14 @@ def run_edit(
     model,
     trajectory: Trajectory,
     embeddings: Embeddings,
-    mask,
-    rows: int,
+    mask: Tensor | None,
+    processes: int,
     edit: Callable,
     on_step: OnStep | None = None,
 ):
     """Check what goes into an edit and run ``edit(predict, trajectory, mask=.., on_step=..)`` on the model.
 
-    Returns what the edit returns. mask: a MASK or None; the edit gets it as ``[1 or B,1,h,w]``. rows: processes in one
+    Returns what the edit returns. mask: a MASK or None; the edit gets it as ``[1 or B,1,h,w]``. processes: in one
     forward, for the host's memory estimate. on_step: in place of the progress bar with latent previews.
     Raises ValueError for what does not fit.
     """
@@ -62,7 +63,7 @@ def run_edit(
         loop,
         positive=(embeddings.target, embeddings.positive_options),
         negative=(embeddings.negative_at(0), embeddings.negative_options),
-        rows=rows * images,
+        rows=processes * images,
         shape=tuple(shape),
         schedule=trajectory.schedule,
     )

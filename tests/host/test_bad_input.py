@@ -176,7 +176,8 @@ def test_a_trajectory_of_another_model(invert, edit, make_model, model):
     trajectory, embeddings, _ = invert()
     for other in (make_model(context_dim=32), make_model(v_prediction=True)):
         with refused(
-            "BAM Edit: the trajectory was made on an epsilon model .* and the model is an .*; use a model of the same family, or invert again"
+            "BAM Edit: the trajectory was made on an epsilon model .* and the model is an .*; "
+            "use a model of the same family, or invert again"
         ):
             edit(trajectory, embeddings, model=other)
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
