@@ -34,8 +34,11 @@ class BaretBAMEdit(io.ComfyNode):
                     "Useful: 0.2 to 0.8."
                 ),
                 *inputs.bam_settings(),
+                inputs.appearance(),
+                inputs.change_mask(),
+                *inputs.renoise(),
             ],
-            outputs=[inputs.edit_output()],
+            outputs=inputs.edit_outputs(),
         )
 
     @classmethod
@@ -51,6 +54,10 @@ class BaretBAMEdit(io.ComfyNode):
         max_resolution=0,
         mask=None,
         auto_mask=0.0,
+        appearance=0.0,
+        change_mask=0.0,
+        renoise=0.0,
+        seed=0,
     ) -> io.NodeOutput:
         edit = partial(
             bam,
@@ -61,7 +68,11 @@ class BaretBAMEdit(io.ComfyNode):
             uncond_too=passes == "both",
             max_tokens=most_tokens(max_resolution),
             auto_mask=auto_mask,
+            appearance=appearance,
+            change_mask=change_mask,
+            renoise=renoise,
+            seed=seed,
         )
         with errors_of(cls):
-            edited, _ = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
-            return io.NodeOutput(wires.latent_out(trajectory.family, edited))
+            edited, changed = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
+            return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

@@ -207,6 +207,68 @@ def mask() -> io.Input:
     )
 
 
+def auto_mask() -> io.Input:
+    return io.Float.Input(
+        "auto_mask",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.005,
+        round=0.0001,
+        advanced=True,
+        tooltip="Above 0, keeps the picture wherever the text asks for nothing else than is there: "
+        "how much the two predictions must differ. Higher keeps more of it. "
+        "A text that asks for more than half of the picture anew, as for another background, is not held back. "
+        "Useful: 0.01 to 0.02.",
+    )
+
+
+def change_mask() -> io.Input:
+    return io.Float.Input(
+        "change_mask",
+        default=0.0,
+        min=0.0,
+        max=10.0,
+        step=0.05,
+        round=0.001,
+        advanced=True,
+        tooltip="Above 0, keeps the picture wherever the edit changes it by less than this, in units of the latent. "
+        "Costs no time. Higher keeps more of it. Useful: 0.3 to 0.8.",
+    )
+
+
+def appearance() -> io.Input:
+    return share(
+        "appearance",
+        0.0,
+        "Share of the steps, counted from the last, that take from the picture what things look like, "
+        "by keys and values of its self-attention. Higher keeps colours and textures while shapes may change. "
+        "0 is the paper's. Useful: 0.6 to 0.8 for another pose.",
+        advanced=True,
+    )
+
+
+def renoise() -> list[io.Input]:
+    """Fresh noise, and its seed."""
+    return [
+        share(
+            "renoise",
+            0.0,
+            "How much fresh noise takes the place of the picture's own where it may change, so that an old pose lets "
+            "go. Higher changes more. Useful: 0.5 to 0.9, with appearance.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**32 - 1,
+            advanced=True,
+            tooltip="Which fresh noise; it does nothing where renoise is 0.",
+        ),
+    ]
+
+
 def bam_settings() -> list[io.Input]:
     """The settings of BAM beside its taus."""
     return [
@@ -221,19 +283,7 @@ def bam_settings() -> list[io.Input]:
         ),
         max_resolution(0, "Share attention", "Lower keeps fewer fine details. Useful: 0, 32 or 16."),
         mask(),
-        io.Float.Input(
-            "auto_mask",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.005,
-            round=0.0001,
-            advanced=True,
-            tooltip="Above 0, keeps the picture wherever the text asks for nothing else than is there: "
-            "how much the two predictions must differ. Higher keeps more of it. "
-            "A text that asks for more than half of the picture anew, as for another background, is not held back. "
-            "Useful: 0.01 to 0.02.",
-        ),
+        auto_mask(),
     ]
 
 
@@ -251,6 +301,15 @@ def inversion_outputs(embeddings: str, reconstruction: str) -> list[io.Output]:
         EmbeddingsWire.Output("embeddings", tooltip=embeddings),
         io.Latent.Output("reconstruction", tooltip=reconstruction),
     ]
+
+
+def mask_output(tooltip: str) -> io.Output:
+    return io.Mask.Output("mask", tooltip=tooltip)
+
+
+def edit_outputs() -> list[io.Output]:
+    """An edit, and where it was let differ."""
+    return [edit_output(), mask_output("Where the picture was let change (white), at the last step.")]
 
 
 def edit_output() -> io.Output:

@@ -62,8 +62,10 @@ class BaretMasaCtrlEdit(io.ComfyNode):
                     advanced=True,
                 ),
                 inputs.mask(),
+                inputs.auto_mask(),
+                inputs.change_mask(),
             ],
-            outputs=[inputs.edit_output()],
+            outputs=inputs.edit_outputs(),
         )
 
     @classmethod
@@ -81,6 +83,8 @@ class BaretMasaCtrlEdit(io.ComfyNode):
         source_text="",
         foreground_threshold=0.1,
         mask=None,
+        auto_mask=0.0,
+        change_mask=0.0,
     ) -> io.NodeOutput:
         with errors_of(cls):
             models.require_block(model, first_block)
@@ -97,6 +101,8 @@ class BaretMasaCtrlEdit(io.ComfyNode):
                 start_step=start_step,
                 first_block=first_block,
                 foreground=foreground,
+                auto_mask=auto_mask,
+                change_mask=change_mask,
             )
-            edited = run_edit(model, trajectory, to_target, mask, _PROCESSES, edit)
-            return io.NodeOutput(wires.latent_out(trajectory.family, edited))
+            edited, changed = run_edit(model, trajectory, to_target, mask, _PROCESSES, edit)
+            return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

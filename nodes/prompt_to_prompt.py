@@ -84,13 +84,12 @@ class BaretPromptToPromptEdit(io.ComfyNode):
                 ),
                 inputs.max_resolution(32, "Self-attention is taken", "Higher keeps finer details."),
                 inputs.mask(),
+                inputs.auto_mask(),
+                inputs.change_mask(),
             ],
             outputs=[
                 inputs.edit_output(),
-                io.Mask.Output(
-                    "mask",
-                    tooltip="Where local blend and the mask let the picture change (white), at the last step.",
-                ),
+                inputs.mask_output("Where local blend and the mask let the picture change (white), at the last step."),
             ],
         )
 
@@ -114,6 +113,8 @@ class BaretPromptToPromptEdit(io.ComfyNode):
         word_shares="",
         max_resolution=32,
         mask=None,
+        auto_mask=0.0,
+        change_mask=0.0,
     ) -> io.NodeOutput:
         with errors_of(cls):
             source = source_tokens(clip, embeddings, source_text)
@@ -132,6 +133,8 @@ class BaretPromptToPromptEdit(io.ComfyNode):
                 self_share=self_share,
                 max_tokens=most_tokens(max_resolution),
                 local=local,
+                auto_mask=auto_mask,
+                change_mask=change_mask,
             )
             edited, changed = run_edit(model, trajectory, to_target, mask, _PROCESSES, edit)
             return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

@@ -55,3 +55,13 @@ def auto_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, 
     mask = ((difference - threshold) / (2 * threshold)).clamp(0.0, 1.0)
     another_scene = mask.mean((1, 2, 3), keepdim=True) > 0.5
     return torch.where(another_scene, 1.0, mask)
+
+
+def edit_mask(
+    predict: Predict, trajectory: Trajectory, embeddings: Embeddings, mask: Tensor | None, threshold: float
+) -> Tensor | None:
+    """The given mask ``[1 or B,1,h,w]``, times the one that :func:`auto_mask` finds where ``threshold`` is above 0."""
+    if not threshold:
+        return mask
+    found = auto_mask(predict, trajectory, embeddings, threshold)
+    return found if mask is None else mask.to(found.device) * found

@@ -11,18 +11,14 @@ from torch import Tensor
 from ..attention import EDIT, RECONSTRUCTION, TRANSITION, Hooks
 from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
-from .auto_mask import auto_mask as find_mask
-from .auto_mask import noise_difference
+from .auto_mask import edit_mask, noise_difference
 from .plan import Dials, Entry, Plan, Process, distinct, plan_step
-from .region import Region, dilated, otsu, renoised
+from .region import EVERYWHERE, Region, dilated, otsu, renoised, whole
 from .sampling import guided_step
 
 Watch = Callable[[int, dict[str, int]], Hooks | None]
 """``watch(i, places)``, called before each step with the places of the reconstruction and of the first transition among
 the forward's processes (the first edit is 0); both then run at every step. Returns its hooks for the forward."""
-
-
-EVERYWHERE = Region()
 
 
 def transition_is_reconstruction(trajectory: Trajectory, embeddings: Embeddings, guidance_scale: float) -> bool:
@@ -161,16 +157,6 @@ def _moved(number: int, edits: Edits, plan: Plan, moved: list[Tensor], masks: li
     return replace(edits, transition=transition, latents=latents, masks=allowed)
 
 
-def edit_mask(
-    predict: Predict, trajectory: Trajectory, embeddings: Embeddings, mask: Tensor | None, auto_mask: float
-) -> Tensor | None:
-    """The given mask, times the one that is found from the text where ``auto_mask``, its threshold, is above 0."""
-    if not auto_mask:
-        return mask
-    found = find_mask(predict, trajectory, embeddings, auto_mask)
-    return found if mask is None else mask.to(found.device) * found
-
-
 def renoised_start(
     predict: Predict,
     trajectory: Trajectory,
@@ -231,6 +217,4 @@ def bam(
     dials = Dials.of(steps, tau_sa, tau_ca, appearance)
     begun = Edits.begin(trajectory, embeddings, [dials], start)
     (edits,) = advance(predict, trajectory, [begun], range(steps), region=Region(mask, change_mask), **how)
-    allowed = edits.masks[dials]
-    whole = torch.ones_like(trajectory.pivots[0][:, :1])
-    return edits.results()[0], whole if allowed is None else allowed * whole
+    return edits.results()[0], whole(edits.masks[dials], trajectory.pivots[0])

@@ -12,6 +12,8 @@ from ..attention import Attend, Hooks, Site
 from ..maps import MapSums
 from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
+from .auto_mask import edit_mask
+from .region import Region
 from .sampling import sample_from_pivots
 
 _EDIT, _SOURCE = 0, 1
@@ -41,8 +43,10 @@ def masactrl(
     first_block: int = 10,
     foreground: Foreground | None = None,
     mask: Tensor | None = None,
+    auto_mask: float = 0.0,
+    change_mask: float = 0.0,
     on_step: OnStep | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Sample the embeddings' target text with K and V of the source's self-attention, in both passes.
 
     The source's path is the trajectory, its text the tuned one. From step ``start_step`` on, and from transformer block
@@ -51,8 +55,9 @@ def masactrl(
 
     foreground: keeps foreground and background apart, by cross-attention maps of the steps before; they are averaged
         over the steps so far (chosen: so that a pass run alone has them too). Needs the source from the first step on.
-    mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept.
-    Returns the edit ``[B,C,h,w]``, VP form. Raises ValueError for a misfit, NotFinite.
+    mask, auto_mask, change_mask: where the picture is kept, as for :func:`.bam.bam`.
+    Returns the edit ``[B,C,h,w]``, VP form, and where it was let differ at the last step, ``[B,1,h,w]`` in 0..1.
+    Raises ValueError for a misfit, NotFinite.
     """
     require_match(trajectory, embeddings)
     schedule, images = trajectory.schedule, trajectory.images
@@ -74,7 +79,8 @@ def masactrl(
         )
         return eps_cond[:images], eps_uncond[:images]
 
-    return sample_from_pivots(trajectory, predicted, guidance_scale=guidance_scale, mask=mask, on_step=on_step)
+    region = Region(edit_mask(predict, trajectory, embeddings, mask, auto_mask), change_mask)
+    return sample_from_pivots(trajectory, predicted, guidance_scale=guidance_scale, region=region, on_step=on_step)
 
 
 @dataclass(frozen=True, eq=False)

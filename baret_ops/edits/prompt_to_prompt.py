@@ -18,6 +18,8 @@ from ..maps import MapSums
 from ..predict import OnStep, Predict
 from ..prompts import Tokens, align
 from ..values import Embeddings, Trajectory, require_match
+from .auto_mask import edit_mask
+from .region import Region
 from .sampling import injected_steps, sample_from_pivots
 
 _EDIT, _SOURCE = 0, 1
@@ -134,6 +136,8 @@ def prompt_to_prompt(
     max_tokens: int | None = None,
     local: LocalBlend | None = None,
     mask: Tensor | None = None,
+    auto_mask: float = 0.0,
+    change_mask: float = 0.0,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample the embeddings' target text as an edit of the source: its path is the trajectory, its text the tuned one.
@@ -143,7 +147,7 @@ def prompt_to_prompt(
     it lends.
 
     max_tokens: no shared self-attention in blocks of more tokens.
-    mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept.
+    mask, auto_mask, change_mask: where the picture is kept, as for :func:`.bam.bam`.
     Returns the edit ``[B,C,h,w]`` in VP form, and where it was let differ, ``[B,1,h,w]`` in 0..1.
     Raises ValueError for a misfit, NotFinite.
     """
@@ -186,10 +190,11 @@ def prompt_to_prompt(
         may_differ = local.mask(looks.source.mean(), looks.edit.mean(), size).to(z.dtype)
         return torch.lerp(trajectory.latents[i + 1], z, may_differ)
 
-    edit = sample_from_pivots(
-        trajectory, predicted, guidance_scale=guidance_scale, blend=blend, mask=mask, on_step=on_step
+    region = Region(edit_mask(predict, trajectory, embeddings, mask, auto_mask), change_mask)
+    edit, kept = sample_from_pivots(
+        trajectory, predicted, guidance_scale=guidance_scale, blend=blend, region=region, on_step=on_step
     )
-    return edit, may_differ if mask is None else may_differ * mask
+    return edit, may_differ * kept
 
 
 def _repetitions(cross: CrossEdit, length: int) -> tuple[int, int]:

@@ -74,6 +74,15 @@ class Region:
         return found if self.mask is None else self.mask * found
 
 
+EVERYWHERE = Region()
+
+
+def whole(mask: Tensor | None, z: Tensor) -> Tensor:
+    """A mask at full size, ``[B,1,h,w]``: of ``[1 or B,1,h,w]``, or None for everywhere. z: ``[B,C,h,w]``."""
+    everywhere = torch.ones_like(z[:, :1])
+    return everywhere if mask is None else mask * everywhere
+
+
 def renoised(z: Tensor, amount: float, region: Tensor | None, seed: int) -> Tensor:
     """``sqrt(1 - a) z + sqrt(a) noise``: an inverted latent whose hold on the old picture is loosened.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..predict import IN_FULL_PRECISION, OnStep, require_finite
 from ..schedule import Schedule, guide
 from ..values import Trajectory
+from .region import EVERYWHERE, Region, whole
 
 _ADVICE = f"lower cfg, or {IN_FULL_PRECISION}"
 
@@ -48,23 +49,25 @@ def sample_from_pivots(
     *,
     guidance_scale: float,
     blend: Callable[[int, Tensor], Tensor] | None = None,
-    mask: Tensor | None = None,
+    region: Region = EVERYWHERE,
     on_step: OnStep | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Sample an edit from ``pivots[0]``.
 
     blend: ``blend(i, z)`` changes the edit ``[B,C,h,w]`` (VP form) that step i arrived at.
-    mask: ``[B,1,h,w]`` in 0..1; outside it the pivots are kept at every step.
-    Returns the edit ``[B,C,h,w]``, VP form. Raises NotFinite.
+    region: where the edit may differ from the picture.
+    Returns the edit ``[B,C,h,w]``, VP form, and where it was let differ at the last step, ``[B,1,h,w]`` in 0..1.
+    Raises NotFinite.
     """
-    schedule, z = trajectory.schedule, trajectory.pivots[0]
+    schedule, z, mask = trajectory.schedule, trajectory.pivots[0], None
     for i in range(schedule.steps):
         eps_cond, eps_uncond = predicted(i, schedule.to_sampler(z, i))
         z, clean = guided_step(schedule, i, z, eps_cond, eps_uncond, guidance_scale)
         if blend is not None:
             z = blend(i, z)
+        mask = region.at(i, clean, trajectory)
         if mask is not None:
             z = torch.lerp(trajectory.pivots[i + 1], z, mask)
         if on_step is not None:
             on_step(i, clean, z)
-    return z
+    return z, whole(mask, z)
