@@ -23,7 +23,7 @@ def bam(execute):
     """BAM Edit; returns the latent alone."""
 
     def call(model, trajectory, embeddings, **inputs):
-        (edit,) = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings, **inputs)
+        edit, _ = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings, **inputs)
         return edit["samples"]
 
     return call

@@ -366,7 +366,7 @@ class TestEditSweep:
             (moving,) = execute("BaretTransitionEmbedding", embeddings=world.embeddings, eta_start=start, eta_end=end)
             for tau_ca in taus["tau_ca"]:
                 for tau_sa in taus["tau_sa"]:
-                    (edit,) = execute(
+                    edit, _ = execute(
                         "BaretBAMEdit",
                         model=world.model,
                         trajectory=world.trajectory,

@@ -80,7 +80,7 @@ def test_pictures_of_other_sizes_are_inverted_and_edited(world, invert, execute)
         "sides that are no multiple of 8 are cropped, as the host does"
     )
     trajectory, embeddings, _ = invert(picture, "a red dog", steps=2, iterations=1)
-    (edit,) = execute("BaretBAMEdit", model=world.model, trajectory=trajectory, embeddings=embeddings, auto_mask=0.01)
+    edit, _ = execute("BaretBAMEdit", model=world.model, trajectory=trajectory, embeddings=embeddings, auto_mask=0.01)
     assert edit["samples"].shape == (1, 4, 12, 17) and torch.isfinite(edit["samples"]).all()
 
 
@@ -108,7 +108,7 @@ def test_bfloat16_does_what_float32_does(world, invert, scene, execute):
         codec, found = world.decode(world.latent(picture)), []
         for model in (world.model, half):
             trajectory, embeddings, reconstruction = invert(picture, text, model=model, steps=20)
-            (edit,) = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings)
+            edit, _ = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings)
             found.append((psnr(world.decode(reconstruction), codec), world.decode(edit)))
         gained.append(found[1][0] - found[0][0])
         between.append(psnr(found[0][1], found[1][1]))
