@@ -1,4 +1,7 @@
-"""Together with what else is on a canvas: LoRA, ControlNet, IPAdapter-like patches, kernels, weight formats; and a clean model afterwards."""
+"""Together with what else is on a canvas, and a clean model afterwards.
+
+LoRA, ControlNet, IPAdapter-like patches, FreeU, attention kernels, weight formats, compiled models.
+"""
 
 import pytest
 import torch
@@ -16,62 +19,36 @@ def close(a, b, relative=1e-5):
 
 
 @pytest.fixture
-def invert(execute, text, picture):
+def invert(ttis):
     def call(model, **inputs):
-        given = {
-            "positive": text(1),
-            "negative": text(2),
-            "latent": picture(),
-            "steps": STEPS,
-            "cfg": CFG,
-            "learning_rate": 0.05,
-            "iterations": 2,
-        }
-        return execute("BaretTTISInversion", model=model, **{**given, **inputs})
+        given = {"steps": STEPS, "cfg": CFG, "learning_rate": 0.05, "iterations": 2}
+        return ttis(model, **{**given, **inputs})
 
     return call
 
 
 @pytest.fixture
-def edit(execute):
+def edit(execute, bam):
     def call(model, trajectory, embeddings, **inputs):
         (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings)
-        return execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=moving, cfg=CFG, **inputs)[0][
-            "samples"
-        ]
+        return bam(model, trajectory, moving, cfg=CFG, **inputs)
 
     return call
 
 
 @pytest.fixture
-def plain(text):
+def plain(stock_euler, text):
     """Guided euler sampling with the host's sampler, from an inversion's noise or from a fixed one; ends in VP form."""
-    import comfy.sample
-    import comfy.samplers
 
-    def call(model, trajectory=None, positive=None, negative=None, latent=None):
-        if trajectory is not None:
-            sigmas, end = trajectory.schedule.sigmas.float(), trajectory.schedule.scale(trajectory.schedule.steps)
-            latent = trajectory.pivots[0] * trajectory.schedule.scale(0) / trajectory.family.latent_scale
-        else:
+    def call(model, trajectory=None, positive=None, negative=None):
+        if trajectory is None:
             sigmas, end = torch.tensor([14.0, 5.0, 1.0, 0.1]), 1.0
             latent = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(5))
-        with torch.inference_mode():
-            sampler = comfy.samplers.sampler_object("euler")
-            return (
-                comfy.sample.sample_custom(
-                    model,
-                    torch.zeros_like(latent),
-                    CFG,
-                    sampler,
-                    sigmas,
-                    positive or text(1),
-                    negative or text(2),
-                    latent,
-                    disable_pbar=True,
-                )
-                / end
-            )
+        else:
+            schedule = trajectory.schedule
+            sigmas, end = schedule.sigmas.float(), schedule.scale(schedule.steps)
+            latent = trajectory.pivots[0] * schedule.scale(0) / trajectory.family.latent_scale
+        return stock_euler(model, CFG, sigmas, positive or text(1), negative or text(2), latent) / end
 
     return call
 
@@ -84,7 +61,7 @@ def activations(request, monkeypatch, pack):
 
 
 def works(model, invert, edit, plain, relative=1e-5, **inputs):
-    """The equalities that tell that a patch acts in every pass as it does in plain sampling, and that tuning learns through it."""
+    """The equalities that tell that a patch acts in every pass as in plain sampling; and tuning learns through it."""
     texts = {key: inputs[key] for key in ("positive", "negative") if key in inputs}
     trajectory, untuned, reconstruction = invert(model, iterations=0, **inputs)
     close(reconstruction["samples"], plain(model, trajectory, **texts), relative)
@@ -98,18 +75,15 @@ def works(model, invert, edit, plain, relative=1e-5, **inputs):
 def lora(strength=1.0):
     """LoRA weights by the host's key names, as a LoRA file of the SD1.5 family has them."""
     generator = torch.Generator().manual_seed(3)
-
-    def pair(out, inner, kernel=()):
-        return torch.randn(out, 2, *([1] * len(kernel)), generator=generator), torch.randn(
-            2, inner, *kernel, generator=generator
-        ) * strength / inner
-
     shapes = {MODULES[0]: (64, 24, ()), MODULES[1]: (32, 32, ()), MODULES[2]: (4, 32, (3, 3))}
-    return {
-        f"{name}.{part}.weight": w
-        for name, shape in shapes.items()
-        for part, w in zip(("lora_up", "lora_down"), pair(*shape))
-    }
+    weights = {}
+    for name, (out, inner, kernel) in shapes.items():
+        ones = [1] * len(kernel)
+        up = torch.randn(out, 2, *ones, generator=generator)
+        down = torch.randn(2, inner, *kernel, generator=generator)
+        weights[f"{name}.lora_up.weight"] = up
+        weights[f"{name}.lora_down.weight"] = down * strength / inner
+    return weights
 
 
 def test_lora(make_model, invert, edit, plain):
@@ -160,10 +134,8 @@ def controlnet(images=1):
         net = comfy.cldm.cldm.ControlNet(**config, operations=comfy.ops.disable_weight_init, device="cpu")
         generator = torch.Generator().manual_seed(11)
         for weight in net.parameters():
-            weight.copy_(
-                torch.randn(weight.shape, generator=generator)
-                * (0.5 * weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1)
-            )
+            size = 0.1 if weight.ndim == 1 else 0.5 * weight[0].numel() ** -0.5
+            weight.copy_(torch.randn(weight.shape, generator=generator) * size)
         control = comfy.controlnet.ControlNet(net, load_device=torch.device("cpu"))
         hint = torch.rand(images, 3, 64, 96, generator=generator)
         return control.copy().set_cond_hint(hint, 1.0, (0.0, 1.0))
@@ -190,50 +162,76 @@ def test_controlnet_of_a_failed_run_is_cleaned(make_model, invert, text):
     assert control.cond_hint is None
 
 
-def test_controlnet_with_a_hint_per_image_and_on_both_texts(make_model, invert, edit, plain, text, picture):
+@pytest.fixture
+def controlled(text):
+    """The inputs ``positive`` and ``negative`` with a ControlNet on both."""
+
+    def call(control):
+        return {name: text(seed, control=control) for name, seed in (("positive", 1), ("negative", 2))}
+
+    return call
+
+
+def test_controlnet_with_a_hint_per_image_and_on_both_texts(make_model, invert, edit, plain, controlled, picture):
     """Images that stop early stay in the batch then, so that hints keep their images."""
     model, control = make_model(), controlnet(images=2)
-    texts = {"positive": [[text(1)[0][0], {"control": control}]], "negative": [[text(2)[0][0], {"control": control}]]}
     latent = picture(images=2)
-    works(model, invert, edit, plain, relative=1e-4, latent=latent, **texts)
+    works(model, invert, edit, plain, relative=1e-4, latent=latent, **controlled(control))
+
     hints = control.cond_hint_original
+
+    def with_hints(order):
+        return controlled(control.copy().set_cond_hint(hints[order], 1.0, (0.0, 1.0)))
+
     for order in ([0, 1], [1, 0]):  # either image is the one that stops first
-        pair = control.copy().set_cond_hint(hints[order], 1.0, (0.0, 1.0))
-        texts = {"positive": [[text(1)[0][0], {"control": pair}]], "negative": [[text(2)[0][0], {"control": pair}]]}
-        pictures = {"samples": latent["samples"][order]}
-        _, untuned, _ = invert(model, latent=pictures, iterations=0, **texts)
+        pictures = latent["samples"][order]
+        _, untuned, _ = invert(model, latent={"samples": pictures}, iterations=0, **with_hints(order))
         rule = {"stop_threshold": float(untuned.losses[2].mean()), "stop_growth": 0.0}
-        _, together, _ = invert(model, latent=pictures, **texts, **rule)
+        _, together, _ = invert(model, latent={"samples": pictures}, **with_hints(order), **rule)
         assert (together.updates[:, 0] != together.updates[:, 1]).any()
         for row in range(2):
-            one = control.copy().set_cond_hint(hints[order[row]][None], 1.0, (0.0, 1.0))
-            single = {"positive": [[text(1)[0][0], {"control": one}]], "negative": [[text(2)[0][0], {"control": one}]]}
-            _, alone, _ = invert(model, latent={"samples": pictures["samples"][row : row + 1]}, **single, **rule)
+            single = {"samples": pictures[row : row + 1]}
+            _, alone, _ = invert(model, latent=single, **with_hints([order[row]]), **rule)
             assert torch.equal(together.updates[:, row], alone.updates[:, 0])
             close(together.losses[:, row], alone.losses[:, 0], 1e-3)
 
 
-@pytest.mark.usefixtures("activations")
-def test_ipadapter_like_attention_replacements(make_model, invert, edit, plain):
-    """An attn2 replacement that adds attention to image tokens, other ones in the negative pass, by the host's labels."""
+@pytest.fixture
+def attending_to_images():
+    """An attention replacement as IPAdapter makes it: attention to image tokens is added to the attention that was."""
     from comfy.ldm.modules.attention import optimized_attention
 
+    def make(tokens_of):
+        """tokens_of: ``tokens_of(rows, labels)``: the image tokens ``[rows,3,64]`` of these rows."""
+
+        def replace(q, k, v, extra):
+            image = tokens_of(len(q), extra["cond_or_uncond"])[..., : q.shape[-1]]
+            own = optimized_attention(q, k, v, extra["n_heads"])
+            return own + 0.7 * optimized_attention(q, image, image, extra["n_heads"])
+
+        return replace
+
+    return make
+
+
+IPADAPTER_BLOCKS = (("input", 1), ("middle", 0), ("output", 0))
+
+
+@pytest.mark.usefixtures("activations")
+def test_ipadapter_like_attention_replacements(make_model, invert, edit, plain, attending_to_images):
+    """An attn2 replacement that adds attention to image tokens: other ones in the negative pass, by its label."""
     model = make_model().clone()
     tokens = {0: torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0)), 1: torch.zeros(1, 3, 64)}
-    labels = []
+    seen = []
 
-    def replace(q, k, v, extra):
-        labels.append(tuple(extra["cond_or_uncond"]))
-        rows = len(q) // len(extra["cond_or_uncond"])
-        image = torch.cat([tokens[label].repeat(rows, 1, 1) for label in extra["cond_or_uncond"]])[..., : q.shape[-1]]
-        return optimized_attention(q, k, v, extra["n_heads"]) + 0.7 * optimized_attention(
-            q, image, image, extra["n_heads"]
-        )
+    def tokens_of(rows, labels):
+        seen.append(tuple(labels))
+        return torch.cat([tokens[label].repeat(rows // len(labels), 1, 1) for label in labels])
 
-    for block in (("input", 1), ("middle", 0), ("output", 0)):
-        model.set_model_attn2_replace(replace, *block)
+    for block in IPADAPTER_BLOCKS:
+        model.set_model_attn2_replace(attending_to_images(tokens_of), *block)
     works(model, invert, edit, plain)
-    assert {(0,), (1,)} <= set(labels) <= {(0,), (1,), (0, 1), (1, 0)}
+    assert {(0,), (1,)} <= set(seen) <= {(0,), (1,), (0, 1), (1, 0)}
 
 
 @pytest.mark.usefixtures("activations")
@@ -274,14 +272,15 @@ def test_attention_kernels_of_the_host(make_model, invert, edit, plain, monkeypa
 
 @pytest.mark.usefixtures("activations")
 def test_a_kernel_without_backward(make_model, invert, edit):
-    """SageAttention and the like sit in the override slot: they serve everywhere but under gradients, and stay in it."""
+    """SageAttention and the like sit in the override slot: they stay in it, and serve everywhere but under gradients."""
     from comfy.ldm.modules.attention import attention_pytorch
 
     model, used = make_model().clone(), []
 
     def inference_only(func, *args, **kwargs):
         used.append(torch.is_grad_enabled())
-        return attention_pytorch(*[a.detach() if torch.is_tensor(a) else a for a in args], **kwargs)
+        without_backward = [each.detach() if torch.is_tensor(each) else each for each in args]
+        return attention_pytorch(*without_backward, **kwargs)
 
     model.model_options["transformer_options"]["optimized_attention_override"] = inference_only
     trajectory, embeddings, _ = invert(model, iterations=6)
@@ -308,9 +307,8 @@ def test_weight_formats(make_model, invert, edit, dtype, cast):
     assert tuned.tuned.dtype == trajectory.latents.dtype == torch.float32
     assert tuned.losses.sum() < 0.9 * untuned.losses.sum()
     assert torch.isfinite(edit(model, trajectory, tuned)).all()
-    assert {w.dtype for w in model.model.diffusion_model.parameters()} == {dtype}, (
-        "the shared model keeps its weights' format"
-    )
+    formats = {weight.dtype for weight in model.model.diffusion_model.parameters()}
+    assert formats == {dtype}, "the shared model keeps its weights' format"
 
 
 def test_half_precision_gradients_do_not_vanish(make_model, invert):
@@ -344,10 +342,9 @@ def test_a_partly_loaded_model_is_refused_for_tuning_and_edits(make_model, inver
     model = make_model()
     trajectory, embeddings, _ = invert(model)
     wanted = edit(model, trajectory, embeddings)
+    always_partly = property(lambda self: True, lambda self, value: None)
     monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
-    monkeypatch.setattr(
-        type(model.model), "model_lowvram", property(lambda self: True, lambda self, value: None), raising=False
-    )
+    monkeypatch.setattr(type(model.model), "model_lowvram", always_partly, raising=False)
     with pytest.raises(ValueError, match="TTIS Inversion: the tuning needs the whole model .* on the GPU"):
         invert(model)
     monkeypatch.undo()
@@ -365,12 +362,11 @@ def test_a_dynamic_model_is_tuned_on_a_clone_that_loads_whole(make_model, invert
         return real(spare if disable_dynamic else self, **kwargs)
 
     monkeypatch.setattr(type(model), "clone", clone)
-    before = {name: weight for name, weight in model.model.named_parameters()}
+    before = dict(model.model.named_parameters())
     invert(model)
     assert (True, True) in asked
-    assert all(weight is before[name] for name, weight in model.model.named_parameters()), (
-        "the shared model is not touched"
-    )
+    for name, weight in model.model.named_parameters():
+        assert weight is before[name], "the shared model is not touched"
 
     def no_loader(self, disable_dynamic=False, **kwargs):
         raise RuntimeError("cached_patcher_init is not initialized")
@@ -396,61 +392,88 @@ def test_compiled_models(make_model, invert, edit):
 
 def test_gradients_through_in_place_changes_are_those_without(make_model, invert, text):
     """A patch that scales in place what backward still needs gives the run of the same patch that does not."""
+
+    def in_place(h, hsp, options):
+        h[:, : h.shape[1] // 2] *= 1.3
+        hsp *= 0.9
+        return h, hsp
+
+    def anew(h, hsp, options):
+        first, second = h.split(h.shape[1] // 2, 1)
+        return torch.cat([first * 1.3, second], 1), hsp * 0.9
+
     runs = []
-    for in_place in (True, False):
+    for patch in (in_place, anew):
         model = make_model().clone()
-
-        def patch(h, hsp, options):
-            if in_place:
-                h[:, : h.shape[1] // 2] *= 1.3
-                hsp *= 0.9
-                return h, hsp
-            return torch.cat([h[:, : h.shape[1] // 2] * 1.3, h[:, h.shape[1] // 2 :]], 1), hsp * 0.9
-
         model.set_model_output_block_patch(patch)
-        runs.append(invert(model, iterations=6))
-    close(runs[0][1].tuned, runs[1][1].tuned, 1e-4)
-    close(runs[0][1].losses, runs[1][1].losses, 1e-4)
+        _, embeddings, _ = invert(model, iterations=6)
+        runs.append(embeddings)
+    close(runs[0].tuned, runs[1].tuned, 1e-4)
+    close(runs[0].losses, runs[1].losses, 1e-4)
 
 
 class TestPeers:
-    """Inversion without tuning, prompt-to-prompt and MasaCtrl with the same: an edit to the same text is the source, an edit to another is one."""
+    """Inversion without tuning, prompt-to-prompt and MasaCtrl with the same.
+
+    An edit to the same text is the source, an edit to another text is another picture.
+    """
+
+    SAME, OTHER = "1 a red dog", "3 a red cat"
 
     @pytest.fixture
-    def peers(self, execute, clip, text, picture, plain):
-        def call(model, options=None, acts=True, images=1):
-            positive = [[text(1, tokens=12)[0][0], options or {}]]
-            given = {
-                "model": model,
-                "positive": positive,
-                "negative": text(2),
-                "latent": picture(images=images),
-                "steps": STEPS,
-                "cfg": CFG,
-            }
-            trajectory, embeddings, reconstruction = execute("BaretInversion", **given, method="DDIM")
+    def inverted(self, execute, text, picture):
+        """Inversion of a random picture with the text SAME."""
+
+        def call(model, options=None, images=1, method="direct"):
+            return execute(
+                "BaretInversion",
+                model=model,
+                positive=text(1, tokens=12, **(options or {})),
+                negative=text(2),
+                latent=picture(images=images),
+                steps=STEPS,
+                cfg=CFG,
+                method=method,
+            )
+
+        return call
+
+    @pytest.fixture
+    def edited(self, execute, clip):
+        """One of the edits by two texts; returns its latent."""
+
+        def call(node, model, inversion, target_text, **inputs):
+            trajectory, embeddings, _ = inversion
+            wires = {"model": model, "clip": clip, "trajectory": trajectory, "embeddings": embeddings}
+            return execute(node, **wires, target_text=target_text, cfg=CFG, **inputs)[0]["samples"]
+
+        return call
+
+    @pytest.fixture
+    def peers(self, inverted, edited, text, plain):
+        def call(model, options=None, images=1):
+            sampled = inverted(model, options, images, method="DDIM")
+            direct = inverted(model, options, images)
+            trajectory, _, reconstruction = sampled
+            positive = text(1, tokens=12, **(options or {}))
             close(reconstruction["samples"], plain(model, trajectory, positive=positive), 1e-4)
-            direct = execute("BaretInversion", **given, method="direct")
-            edits = []
-            for written in ("1 a red dog", "3 a red cat"):
-                common = {
-                    "model": model,
-                    "clip": clip,
-                    "trajectory": trajectory,
-                    "embeddings": embeddings,
-                    "target_text": written,
-                    "cfg": CFG,
-                }
-                words = {"source_text": "1 a red dog"}
-                edits.append(execute("BaretPromptToPromptEdit", **common, **words, blend_words="red")[0]["samples"])
-                edits.append(execute("BaretMasaCtrlEdit", **common, first_block=3, start_step=1)[0]["samples"])
-                common.update(trajectory=direct[0], embeddings=direct[1])
-                execute("BaretMasaCtrlEdit", **common, **words, first_block=3, start_step=1, foreground_words="red")
-            for same in edits[:2]:
+
+            source = {"source_text": self.SAME}
+            borrowing = {"first_block": 3, "start_step": 1}
+
+            def edits(written):
+                edited("BaretMasaCtrlEdit", model, direct, written, **source, **borrowing, foreground_words="red")
+                return (
+                    edited("BaretPromptToPromptEdit", model, sampled, written, **source, blend_words="red"),
+                    edited("BaretMasaCtrlEdit", model, sampled, written, **borrowing),
+                )
+
+            for same in edits(self.SAME):
                 close(same, reconstruction["samples"], 1e-4)
-            for other in edits[2:]:
+            others = edits(self.OTHER)
+            for other in others:
                 assert torch.isfinite(other).all() and (other - reconstruction["samples"]).abs().max() > 1e-2
-            return edits[2:]
+            return others
 
         return call
 
@@ -479,7 +502,7 @@ class TestPeers:
         peers(model, {"control": control, "control_apply_to_uncond": False}, images=images)
         assert control.cond_hint is None
 
-    def test_ipadapter_like_attention_replacements(self, make_model, peers):
+    def test_ipadapter_like_attention_replacements(self, make_model, peers, attending_to_images):
         """Where another node has replaced attention, edits act through it and it acts in the edits."""
         from comfy.ldm.modules.attention import optimized_attention
 
@@ -487,18 +510,14 @@ class TestPeers:
         without = peers(model)
         image = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0))
 
-        def replace(q, k, v, extra):
-            tokens = image.repeat(len(q), 1, 1)[..., : q.shape[-1]]
-            return optimized_attention(q, k, v, extra["n_heads"]) + 0.7 * optimized_attention(
-                q, tokens, tokens, extra["n_heads"]
-            )
+        def like_the_hosts(q, k, v, extra):
+            return optimized_attention(q, k, v, extra["n_heads"])
 
         patched = model.clone()
-        for block in (("input", 1), ("middle", 0), ("output", 0)):
-            patched.set_model_attn2_replace(replace, *block)
-            patched.set_model_attn1_replace(
-                lambda q, k, v, extra: optimized_attention(q, k, v, extra["n_heads"]), *block
-            )
+        for block in IPADAPTER_BLOCKS:
+            to_image = attending_to_images(lambda rows, labels: image.repeat(rows, 1, 1))
+            patched.set_model_attn2_replace(to_image, *block)
+            patched.set_model_attn1_replace(like_the_hosts, *block)
         for a, b in zip(peers(patched), without):
             assert (a - b).abs().max() > 0.01
 
@@ -512,68 +531,31 @@ class TestPeers:
         for got, want in zip(peers(make_model()), wanted):
             close(got, want, 1e-3)
 
-    def test_half_precision(self, make_model, peers, execute, clip, text, picture):
+    def test_half_precision(self, make_model, inverted, edited):
         model = make_model(dtype=torch.bfloat16)
-        trajectory, embeddings, _ = execute(
-            "BaretInversion",
-            model=model,
-            positive=text(1, tokens=12),
-            negative=text(2),
-            latent=picture(),
-            steps=STEPS,
-            cfg=CFG,
-        )
-        common = {
-            "model": model,
-            "clip": clip,
-            "trajectory": trajectory,
-            "embeddings": embeddings,
-            "target_text": "3 a red cat",
-            "source_text": "1 a red dog",
-            "cfg": CFG,
-        }
+        inversion = inverted(model)
+        source = {"source_text": self.SAME}
+        words = {"blend_words": "red", "reweight": "cat:2"}
+        borrowing = {"first_block": 3, "start_step": 1, "foreground_words": "red"}
         for edit in (
-            execute("BaretPromptToPromptEdit", **common, blend_words="red", reweight="cat:2"),
-            execute("BaretMasaCtrlEdit", **common, first_block=3, start_step=1, foreground_words="red"),
+            edited("BaretPromptToPromptEdit", model, inversion, self.OTHER, **source, **words),
+            edited("BaretMasaCtrlEdit", model, inversion, self.OTHER, **source, **borrowing),
         ):
-            assert torch.isfinite(edit[0]["samples"]).all()
+            assert torch.isfinite(edit).all()
 
-    def test_cancelled_edits_leave_a_clean_model(self, make_model, peers, execute, clip, text, picture, plain):
-        import comfy.model_management
-
+    def test_cancelled_edits_leave_a_clean_model(self, make_model, inverted, edited, cancelling, plain):
         model = make_model()
         before, options = plain(model), str(model.model_options)
-        trajectory, embeddings, _ = execute(
-            "BaretInversion",
-            model=model,
-            positive=text(1, tokens=12),
-            negative=text(2),
-            latent=picture(),
-            steps=STEPS,
-            cfg=CFG,
-        )
-        common = {
-            "model": model,
-            "clip": clip,
-            "trajectory": trajectory,
-            "embeddings": embeddings,
-            "target_text": "3 a red cat",
-        }
+        inversion = inverted(model)
         for node, inputs in (
-            ("BaretPromptToPromptEdit", {"source_text": "1 a red dog"}),
+            ("BaretPromptToPromptEdit", {"source_text": self.SAME}),
             ("BaretMasaCtrlEdit", {"first_block": 3}),
         ):
-            handle = model.model.diffusion_model.register_forward_pre_hook(
-                lambda module, args: comfy.model_management.interrupt_current_processing()
-            )
-            with pytest.raises(comfy.model_management.InterruptProcessingException):
-                execute(node, **common, **inputs)
-            handle.remove()
-            assert (
-                torch.equal(plain(model), before)
-                and str(model.model_options) == options
-                and model.model.current_patcher is None
-            )
+            with cancelling(model):
+                edited(node, model, inversion, self.OTHER, **inputs)
+            assert torch.equal(plain(model), before)
+            assert str(model.model_options) == options
+            assert model.model.current_patcher is None
 
 
 class TestAfterwards:
@@ -588,11 +570,9 @@ class TestAfterwards:
         yield model
         assert torch.equal(plain(model), before)
         assert all(torch.equal(weight, state[name]) for name, weight in model.model.state_dict().items())
-        assert (
-            str(model.model_options) == options
-            and model.object_patches == {}
-            and model.get_all_wrappers("prepare_sampling") == []
-        )
+        assert str(model.model_options) == options
+        assert model.object_patches == {}
+        assert model.get_all_wrappers("prepare_sampling") == []
         assert model.model.current_patcher is None
 
     def test_a_whole_run(self, shared, invert, edit):
@@ -600,35 +580,17 @@ class TestAfterwards:
         edit(shared, trajectory, embeddings)
 
     @pytest.mark.parametrize("at", [0, 1, STEPS + 2, STEPS + 9])
-    def test_a_cancelled_inversion(self, shared, invert, at):
-        import comfy.model_management
-
-        calls = []
-
-        def interrupt(module, args):
-            calls.append(1)
-            if len(calls) == at + 1:
-                comfy.model_management.interrupt_current_processing()
-
-        handle = shared.model.diffusion_model.register_forward_pre_hook(interrupt)
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
+    def test_a_cancelled_inversion(self, shared, invert, cancelling, at):
+        with cancelling(shared, at):
             invert(shared)
-        handle.remove()
-        assert len(calls) == at + 1, "no further pass begins"
         fresh = invert(shared)
         assert torch.equal(fresh[0].latents, invert(shared)[0].latents)
 
-    def test_a_cancelled_edit(self, shared, invert, edit):
-        import comfy.model_management
-
+    def test_a_cancelled_edit(self, shared, invert, edit, cancelling):
         trajectory, embeddings, _ = invert(shared)
         wanted = edit(shared, trajectory, embeddings)
-        handle = shared.model.diffusion_model.register_forward_pre_hook(
-            lambda module, args: comfy.model_management.interrupt_current_processing()
-        )
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
+        with cancelling(shared):
             edit(shared, trajectory, embeddings)
-        handle.remove()
         assert torch.equal(edit(shared, trajectory, embeddings), wanted)
 
     @pytest.mark.parametrize(
@@ -636,16 +598,16 @@ class TestAfterwards:
         [(1e30, "TTIS Inversion: NaN or infinity appeared in the tuning at step 0 of 5 .* lower learning_rate")],
     )
     def test_a_failed_tuning(self, shared, invert, learning_rate, sentence):
-        with pytest.raises(RuntimeError, match=sentence):
-            handle = shared.model.diffusion_model.register_forward_hook(
-                lambda module, args, out: (
-                    out * torch.tensor(float("nan")) if args[1][0] < 900 and torch.is_grad_enabled() else out
-                )
-            )
-            try:
+        def fail(module, args, out):
+            in_tuning = torch.is_grad_enabled() and args[1][0] < 900
+            return out * float("nan") if in_tuning else out
+
+        handle = shared.model.diffusion_model.register_forward_hook(fail)
+        try:
+            with pytest.raises(RuntimeError, match=sentence):
                 invert(shared, learning_rate=learning_rate)
-            finally:
-                handle.remove()
+        finally:
+            handle.remove()
 
     def test_out_of_memory(self, shared, invert):
         def exhaust(module, args):
@@ -653,43 +615,27 @@ class TestAfterwards:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
         handle = shared.model.diffusion_model.register_forward_pre_hook(exhaust)
-        with pytest.raises(
-            torch.cuda.OutOfMemoryError,
-            match=r"out of memory with 1 latent\(s\) of 12x8 .* GB with the model.*use a smaller picture",
-        ):
+        sentence = r"out of memory with 1 latent\(s\) of 12x8 .* GB with the model.*use a smaller picture"
+        with pytest.raises(torch.cuda.OutOfMemoryError, match=sentence):
             invert(shared)
         handle.remove()
 
 
 def test_inputs_are_not_changed(model, invert, edit, text, picture):
     latent, positive = picture(), text(1)
-    copies = latent["samples"].clone(), positive[0][0].clone()
+    latent_before, text_before = latent["samples"].clone(), positive[0][0].clone()
     trajectory, embeddings, _ = invert(model, latent=latent, positive=positive)
-    kept = [
-        value.clone()
-        for value in (
-            trajectory.pivots,
-            trajectory.latents,
-            embeddings.tuned,
-            embeddings.target,
-            embeddings.negative,
-            embeddings.eta,
-        )
-    ]
+
+    def values():
+        of_embeddings = [getattr(embeddings, name) for name in ("tuned", "target", "negative", "eta")]
+        return [trajectory.pivots, trajectory.latents, *of_embeddings]
+
+    values_before = [value.clone() for value in values()]
     first = edit(model, trajectory, embeddings)
     assert torch.equal(edit(model, trajectory, embeddings), first)
-    assert torch.equal(latent["samples"], copies[0]) and torch.equal(positive[0][0], copies[1]) and positive[0][1] == {}
-    for before, after in zip(
-        kept,
-        (
-            trajectory.pivots,
-            trajectory.latents,
-            embeddings.tuned,
-            embeddings.target,
-            embeddings.negative,
-            embeddings.eta,
-        ),
-    ):
+    assert torch.equal(latent["samples"], latent_before)
+    assert torch.equal(positive[0][0], text_before) and positive[0][1] == {}
+    for before, after in zip(values_before, values()):
         assert torch.equal(before, after)
 
 
@@ -702,15 +648,14 @@ def test_results_lie_where_the_host_keeps_them_and_can_be_tuned_again(model, inv
 
 def test_progress_and_previews(model, invert, edit, monkeypatch):
     import comfy.utils
-
-    shown = []
-    monkeypatch.setattr(
-        comfy.utils,
-        "PROGRESS_BAR_HOOK",
-        lambda value, total, preview, **kwargs: shown.append((value, total, preview is not None)),
-    )
     import latent_preview
 
+    shown = []
+
+    def show(value, total, preview, **kwargs):
+        shown.append((value, total, preview is not None))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", show)
     monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)
     trajectory, embeddings, _ = invert(model)
     assert shown == [(i + 1, 2 * STEPS, True) for i in range(2 * STEPS)]

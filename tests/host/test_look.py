@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -14,34 +16,33 @@ TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 
 
 @pytest.fixture(scope="module")
-def world(pack, host):
-    """The drawn world with one of its scenes inverted."""
+def world(pack, drawn_world):
+    """The drawn world with one of its scenes inverted: picture, mask, trajectory, embeddings, and ``moving`` ones."""
     with torch.inference_mode():
-        model, clip, vae = pack.nodes["BaretWorldLoader"].execute().args
         picture, _, mask = pack.nodes["BaretWorldScene"].execute(SCENE).args
-        positive, negative = (host.nodes.CLIPTextEncode().encode(clip, text)[0] for text in (TEXT, ""))
-        latent = host.nodes.VAEEncode().encode(vae, picture)[0]
+        positive, negative = drawn_world.encode(TEXT), drawn_world.encode("")
         trajectory, embeddings, _ = (
             pack.nodes["BaretTTISInversion"]
-            .execute(model, positive, negative, latent, steps=STEPS, cfg=7.5, iterations=2, learning_rate=0.01)
+            .execute(
+                drawn_world.model,
+                positive,
+                negative,
+                drawn_world.latent(picture),
+                steps=STEPS,
+                cfg=7.5,
+                iterations=2,
+                learning_rate=0.01,
+            )
             .args
         )
         (moving,) = pack.nodes["BaretTransitionEmbedding"].execute(embeddings, 0.8, 0.1).args
-
-    def decode(latent):
-        with torch.inference_mode():
-            return host.nodes.VAEDecode().decode(vae, latent)[0]
-
     return SimpleNamespace(
-        model=model,
-        clip=clip,
-        vae=vae,
+        **vars(drawn_world),
         picture=picture,
         mask=mask,
         trajectory=trajectory,
         embeddings=embeddings,
         moving=moving,
-        decode=decode,
     )
 
 
@@ -52,9 +53,11 @@ def shown():
 
     seen = []
     before = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(
-        lambda value, total, preview, node_id=None: seen.append((value, total, preview))
-    )
+
+    def show(value, total, preview, node_id=None):
+        seen.append((value, total, preview))
+
+    comfy.utils.set_progress_bar_global_hook(show)
     yield seen
     comfy.utils.set_progress_bar_global_hook(before)
 
@@ -72,22 +75,13 @@ class TestInversionReport:
         decibels = 10 * torch.log10(world.trajectory.pivots[-1].square().mean() / error)
         assert f"reconstruction {decibels:.1f} dB (loss {error:.3g}), {updates.sum()} updates, at most 2 a step" in text
         table = [line.split() for line in text.split("\n")[3:]]
-        assert [int(row[0]) for row in table] == list(range(STEPS)) and [
-            int(row[4]) for row in table
-        ] == updates.tolist()
+        assert [int(row[0]) for row in table] == list(range(STEPS))
+        assert [int(row[4]) for row in table] == updates.tolist()
         assert [float(row[3]) for row in table] == pytest.approx(losses.tolist(), rel=1e-3)
         assert [float(row[2]) for row in table] == pytest.approx([1e-5 + 2e-5 * i for i in range(STEPS)], rel=1e-2)
 
-    def test_one_line_per_image(self, execute, model, text, picture):
-        trajectory, embeddings, _ = execute(
-            "BaretTTISInversion",
-            model=model,
-            positive=text(1),
-            negative=text(2),
-            latent=picture(images=10),
-            steps=3,
-            iterations=1,
-        )
+    def test_one_line_per_image(self, execute, ttis, model, picture):
+        trajectory, embeddings, _ = ttis(model, latent=picture(images=10), steps=3, iterations=1)
         drawn, report = execute("BaretInversionReport", trajectory=trajectory, embeddings=embeddings)
         assert [line.split(":")[0] for line in report.split("\n")[:10]] == [f"picture {b}" for b in range(1, 11)]
         assert drawn.shape == execute("BaretInversionReport", trajectory=trajectory, embeddings=embeddings)[0].shape
@@ -97,17 +91,14 @@ class TestInversionReport:
         picture, text = execute("BaretInversionReport", trajectory=world.trajectory, embeddings=old)
         assert colours(picture) > 50 and "threshold" not in text
         perfect = replace(world.trajectory, latents=world.trajectory.pivots)
-        assert (
-            "reconstruction inf dB"
-            in execute("BaretInversionReport", trajectory=perfect, embeddings=replace(old, losses=0 * old.losses))[1]
-        )
+        lossless = replace(old, losses=0 * old.losses)
+        _, text = execute("BaretInversionReport", trajectory=perfect, embeddings=lossless)
+        assert "reconstruction inf dB" in text
 
     def test_without_the_plotting_library(self, execute, world, monkeypatch):
-        monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-        with pytest.raises(
-            ValueError,
-            match="Inversion Report: the picture is drawn with matplotlib, which cannot be imported .*requirements.txt",
-        ):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        sentence = "Inversion Report: the picture is drawn with matplotlib, which cannot be imported .*requirements.txt"
+        with pytest.raises(ValueError, match=sentence):
             execute("BaretInversionReport", trajectory=world.trajectory, embeddings=world.embeddings)
 
 
@@ -126,7 +117,13 @@ METRICS = [
 
 @pytest.fixture
 def measure(execute):
-    return lambda **inputs: SimpleNamespace(**dict(zip(METRICS, execute("BaretEditMetrics", **inputs))))
+    """Edit Metrics; its outputs by name."""
+
+    def call(**inputs):
+        outputs = execute("BaretEditMetrics", **inputs)
+        return SimpleNamespace(**dict(zip(METRICS, outputs)))
+
+    return call
 
 
 class TestEditMetrics:
@@ -147,9 +144,8 @@ class TestEditMetrics:
 
     def test_the_caption_lies_under_the_picture(self, measure, world):
         got = measure(source=world.picture, edit=world.picture)
-        assert got.captioned.shape[2] == 384 and got.captioned.shape[1] > 384, (
-            "a small picture is enlarged, so that the caption can be read"
-        )
+        enlarged = got.captioned.shape[2] == 384 and got.captioned.shape[1] > 384
+        assert enlarged, "a small picture is enlarged, so that the caption can be read"
         assert colours(got.captioned[:, 390:]) > 5
         wide = torch.rand(1, 64, 1000, 3)
         assert measure(source=wide, edit=wide).captioned.shape[2] == 1000
@@ -167,23 +163,28 @@ class TestEditMetrics:
     def test_what_the_vae_cuts_off(self, measure, world, host):
         """The host's VAE crops a picture to multiples of 8; the rest is compared where it lies."""
         big = torch.rand(1, 133, 143, 3)
-        with torch.inference_mode():
-            seen = []
-            encode = world.vae.first_stage_model.encode
-            world.vae.first_stage_model.encode = lambda pixels, *a, **k: (seen.append(pixels), encode(pixels, *a, **k))[
-                1
-            ]
-            try:
-                host.nodes.VAEEncode().encode(world.vae, big)
-            finally:
-                del world.vae.first_stage_model.encode
-        kept = (seen[0].movedim(1, -1).float() + 1) / 2 if seen[0].min() < 0 else seen[0].movedim(1, -1).float()
+        codec = world.vae.first_stage_model
+        encode, seen = codec.encode, []
+
+        def watched(pixels, *rest, **named):
+            seen.append(pixels)
+            return encode(pixels, *rest, **named)
+
+        codec.encode = watched
+        try:
+            world.latent(big)
+        finally:
+            del codec.encode
+        kept = seen[0].movedim(1, -1).float()
+        if kept.min() < 0:  # -1..1
+            kept = (kept + 1) / 2
         assert kept.shape == (1, 128, 136, 3)
         assert measure(source=big, edit=kept, mask=torch.ones(1, 133, 143)).psnr > 100
-        with pytest.raises(
-            ValueError,
-            match="Edit Metrics: the source is 143x133 and the edit 128x128 pixels; connect the picture as it went into VAE Encode",
-        ):
+        sentence = (
+            "Edit Metrics: the source is 143x133 and the edit 128x128 pixels; "
+            "connect the picture as it went into VAE Encode"
+        )
+        with pytest.raises(ValueError, match=sentence):
             measure(source=big, edit=torch.rand(1, 128, 128, 3))
 
 
@@ -219,31 +220,25 @@ class TestClipScore:
         import comfy.sd1_clip
         from safetensors.torch import save_file
 
-        stored = [
-            {
-                name: weight.detach().contiguous()
-                for name, weight in peer.state_dict().items()
-                if "position_ids" not in name
-            }
-            for peer in peers
-        ]
+        def stored(peer):
+            weights = {name: weight.detach().contiguous() for name, weight in peer.state_dict().items()}
+            return {name: weight for name, weight in weights.items() if "position_ids" not in name}
+
+        of_pictures, of_texts = map(stored, peers)
+        config = {
+            **self.LAYERS,
+            "image_size": 224,
+            "patch_size": 32,
+            "hidden_act": "quick_gelu",
+            "num_channels": 3,
+            "projection_dim": self.WIDTH,
+            "model_type": "clip_vision_model",
+        }
         about = tmp_path_factory.mktemp("clip_vision") / "config.json"
-        about.write_text(
-            json.dumps(
-                {
-                    **self.LAYERS,
-                    "image_size": 224,
-                    "patch_size": 32,
-                    "hidden_act": "quick_gelu",
-                    "num_channels": 3,
-                    "projection_dim": self.WIDTH,
-                    "model_type": "clip_vision_model",
-                }
-            )
-        )
+        about.write_text(json.dumps(config))
         with torch.inference_mode():
             vision = comfy.clip_vision.ClipVisionModel(about)
-            assert vision.load_sd(dict(stored[0])).missing_keys == []
+            assert vision.load_sd(of_pictures).missing_keys == []
 
         small = {
             **self.LAYERS,
@@ -254,18 +249,17 @@ class TestClipScore:
         }
         make = comfy.sd1_clip.SDClipModel.__init__
 
+        def make_small(self, **given):
+            make(self, **{**given, "textmodel_json_config": small})
+
         def load(projection=True):
             path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"
-            save_file(
-                {name: weight for name, weight in stored[1].items() if projection or "text_projection" not in name},
-                path,
-            )
+            weights = dict(of_texts)
+            if not projection:
+                del weights["text_projection.weight"]
+            save_file(weights, path)
             with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-                patch.setattr(
-                    comfy.sd1_clip.SDClipModel,
-                    "__init__",
-                    lambda self, **given: make(self, **{**given, "textmodel_json_config": small}),
-                )
+                patch.setattr(comfy.sd1_clip.SDClipModel, "__init__", make_small)
                 return comfy.sd.load_clip([str(path)])
 
         return SimpleNamespace(vision=vision, load=load)
@@ -274,12 +268,14 @@ class TestClipScore:
         from comfy.clip_model import clip_preprocess
 
         clip, edits = models.load(), torch.cat([world.picture.flip(2), torch.rand(3, 128, 128, 3)])
+        vision_peer, text_peer = peers
         scores = []
         for text in (TEXT, "a photo", "(red:1.3) cat on a wall"):
             got = measure(source=world.picture, edit=edits, clip=clip, clip_vision=models.vision, text=text)
             tokens = torch.tensor([[token for token, _ in clip.tokenize(text)["l"][0]]])
             with torch.no_grad():
-                seen, read = peers[0](clip_preprocess(edits).float()).image_embeds, peers[1](tokens).text_embeds
+                seen = vision_peer(clip_preprocess(edits).float()).image_embeds
+                read = text_peer(tokens).text_embeds
             wanted = (2.5 * torch.cosine_similarity(seen, read)).clamp_min(0)
             assert got.clip_score == pytest.approx(float(wanted.mean()), abs=2e-4)
             written = [float(score) for score in re.findall(r"CLIPScore ([\d.]+) \(source", got.report)]
@@ -298,22 +294,20 @@ class TestClipScore:
         clip = models.load(projection=False)
         if getattr(clip.patcher, "cached_patcher_init", None) is None:
             pytest.skip("this host does not tell which file a CLIP is of")
-        with pytest.raises(
-            ValueError,
-            match="Edit Metrics: the CLIP's file holds no text projection .*Load CLIP with clip_l.safetensors",
-        ):
+        sentence = "Edit Metrics: the CLIP's file holds no text projection .*Load CLIP with clip_l.safetensors"
+        with pytest.raises(ValueError, match=sentence):
             measure(source=world.picture, edit=world.picture, clip=clip, clip_vision=models.vision, text=TEXT)
 
     def test_halves_of_different_clips(self, measure, models, world):
-        with pytest.raises(
-            ValueError,
-            match="the CLIP gives text 128 wide and the vision model's embeddings are 64 wide; connect the two halves of one CLIP",
-        ):
+        sentence = (
+            "the CLIP gives text 128 wide and the vision model's embeddings are 64 wide; "
+            "connect the two halves of one CLIP"
+        )
+        with pytest.raises(ValueError, match=sentence):
             measure(source=world.picture, edit=world.picture, clip=world.clip, clip_vision=models.vision, text=TEXT)
         other = SimpleNamespace(model_type="siglip_vision_model")
-        with pytest.raises(
-            ValueError, match="clip_vision is a siglip_vision_model; CLIPScore is measured with a CLIP vision model"
-        ):
+        sentence = "clip_vision is a siglip_vision_model; CLIPScore is measured with a CLIP vision model"
+        with pytest.raises(ValueError, match=sentence):
             measure(source=world.picture, edit=world.picture, clip=models.load(), clip_vision=other, text=TEXT)
 
     @pytest.mark.parametrize(
@@ -321,14 +315,10 @@ class TestClipScore:
         [(("clip",), "clip_vision and text"), (("clip", "text"), "clip_vision"), (("clip_vision", "clip"), "text")],
     )
     def test_a_part_that_is_missing(self, measure, models, world, given, missing):
-        inputs = {
-            name: value
-            for name, value in {"clip": world.clip, "clip_vision": models.vision, "text": TEXT}.items()
-            if name in given
-        }
-        with pytest.raises(
-            ValueError, match=f"Edit Metrics: CLIPScore needs clip, clip_vision and text, and {missing} came empty"
-        ):
+        whole = {"clip": world.clip, "clip_vision": models.vision, "text": TEXT}
+        inputs = {name: whole[name] for name in given}
+        sentence = f"Edit Metrics: CLIPScore needs clip, clip_vision and text, and {missing} came empty"
+        with pytest.raises(ValueError, match=sentence):
             measure(source=world.picture, edit=world.picture, **inputs)
 
 
@@ -337,45 +327,37 @@ class TestEditSweep:
 
     @pytest.fixture
     def sweep(self, execute, world):
-        given = {
-            "model": world.model,
-            "trajectory": world.trajectory,
-            "embeddings": world.moving,
-            "vae": world.vae,
-            "eta_ranges": "1, 0.8-0.1",
-            "tau_sa": "0.2, 0.5",
-        }
-        return lambda **inputs: execute("BaretEditSweep", **{**given, **inputs})
+        def call(**inputs):
+            given = {
+                "model": world.model,
+                "trajectory": world.trajectory,
+                "embeddings": world.moving,
+                "vae": world.vae,
+                "eta_ranges": "1, 0.8-0.1",
+                "tau_sa": "0.2, 0.5",
+            }
+            return execute("BaretEditSweep", **{**given, **inputs})
+
+        return call
 
     @pytest.mark.parametrize(
-        "inputs",
-        [{"tau_ca": (0.6, 0.3)}, {"passes": "both", "cfg": 3.0}, {"mask": True, "auto_mask": 0.02}, {"tau_sa": (0.0,)}],
+        ("taus_sa", "taus_ca", "how"),
+        [
+            ((0.2, 0.5), (0.6, 0.3), {}),
+            ((0.2, 0.5), (0.6,), {"passes": "both", "cfg": 3.0}),
+            ((0.2, 0.5), (0.6,), {"mask": True, "auto_mask": 0.02}),
+            ((0.0,), (0.6,), {}),
+        ],
     )
-    def test_each_cell_is_the_single_edit(self, sweep, execute, world, inputs):
-        taus = {"tau_sa": (0.2, 0.5), "tau_ca": (0.6,)} | {
-            name: value for name, value in inputs.items() if name.startswith("tau")
-        }
-        how = {
-            name: world.mask if name == "mask" else value
-            for name, value in inputs.items()
-            if not name.startswith("tau")
-        }
-        _, edits = sweep(**how, **{name: ", ".join(map(str, values)) for name, values in taus.items()})
+    def test_each_cell_is_the_single_edit(self, sweep, execute, bam, world, taus_sa, taus_ca, how):
+        if "mask" in how:
+            how = {**how, "mask": world.mask}
+        _, edits = sweep(**how, tau_sa=", ".join(map(str, taus_sa)), tau_ca=", ".join(map(str, taus_ca)))
         cells = iter(edits)
-        for start, end in self.ETAS:
+        for (start, end), tau_ca, tau_sa in product(self.ETAS, taus_ca, taus_sa):
             (moving,) = execute("BaretTransitionEmbedding", embeddings=world.embeddings, eta_start=start, eta_end=end)
-            for tau_ca in taus["tau_ca"]:
-                for tau_sa in taus["tau_sa"]:
-                    edit, _ = execute(
-                        "BaretBAMEdit",
-                        model=world.model,
-                        trajectory=world.trajectory,
-                        embeddings=moving,
-                        tau_sa=tau_sa,
-                        tau_ca=tau_ca,
-                        **how,
-                    )
-                    torch.testing.assert_close(next(cells), world.decode(edit)[0], rtol=0, atol=1e-3)
+            edit = bam(world.model, world.trajectory, moving, tau_sa=tau_sa, tau_ca=tau_ca, **how)
+            torch.testing.assert_close(next(cells), world.decode({"samples": edit})[0], rtol=0, atol=1e-3)
         assert next(cells, None) is None
 
     def test_the_grid_holds_the_cells_and_the_source(self, sweep, world):
@@ -386,25 +368,19 @@ class TestEditSweep:
             row, column = 1 + number // 2, 1 + number % 2
             cell = grid[0, row * (side + gap) :, column * (side + gap) :][:side, :side]
             torch.testing.assert_close(cell, edit, rtol=0, atol=0.01)
-        assert colours(grid[:, :side, :side]) > 100 and colours(grid[:, :side, side + gap : 2 * side]) > 3, (
-            "the source and a label"
-        )
+        corner, label = grid[:, :side, :side], grid[:, :side, side + gap : 2 * side]
+        assert colours(corner) > 100, "the source"
+        assert colours(label) > 3
 
-    def test_four_by_five_costs_little_more_than_ten_edits(self, sweep, execute, world):
-        rows = []
-        handle = world.model.model.diffusion_model.register_forward_pre_hook(
-            lambda module, args: rows.append(args[0].shape[0])
-        )
-        try:
+    def test_four_by_five_costs_little_more_than_ten_edits(self, sweep, bam, counting, world):
+        with counting(world.model) as shared:
             sweep(eta_ranges="0.9-0.1, 0.8-0.1, 0.7-0.1, 0.6-0.1", tau_sa="0.1, 0.2, 0.3, 0.4, 0.5")
-            shared = sum(rows)
-            rows.clear()
-            execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=world.moving)
-        finally:
-            handle.remove()
-        # Five steps of one reconstruction; for each eta six of the transition, one edit until the first tau and then one more with each.
-        assert shared == 5 + 4 * 2 * (6 + 1 + 2 + 3 + 4 + 5 + 5 * 5)
-        assert shared < 20 * sum(rows) * 0.6
+        with counting(world.model) as single:
+            bam(world.model, world.trajectory, world.moving)
+        # Five steps of one reconstruction. For each eta: six of the transition, one edit until the first tau, and then
+        # one more with each.
+        assert shared.rows == 5 + 4 * 2 * (6 + 1 + 2 + 3 + 4 + 5 + 5 * 5)
+        assert shared.rows < 20 * single.rows * 0.6
 
     def test_a_big_grid_runs_in_parts(self, sweep, pack, monkeypatch, shown):
         _, whole = sweep(tau_sa="0.2")
@@ -418,65 +394,51 @@ class TestEditSweep:
         grid, _ = sweep()
         values = [value for value, _, _ in shown]
         assert values == sorted(values) and shown[-1][:2] == (5 + 2 * 5, 5 + 2 * 5)
+        assert shown[-1][2][2] == max(grid.shape[1:3])
         sheets = [preview[1] for _, _, preview in shown if preview]
-        assert sheets[-1].size == (grid.shape[2], grid.shape[1]) and shown[-1][2][2] == max(grid.shape[1:3]), (
-            "the frontend goes on showing the last one"
-        )
+        assert sheets[-1].size == (grid.shape[2], grid.shape[1]), "the frontend goes on showing the last one"
         assert len(sheets) == 1 + len(self.ETAS)
-        empty = [
-            sum(row.getpixel((x, y)) == (0x2B, 0x2B, 0x2B) for x in (190, 320) for y in (190, 320)) for row in sheets
-        ]
-        assert empty == [4, 2, 0]
 
-    def test_a_batch_makes_a_grid_each(self, execute, world, model, text, picture):
-        trajectory, embeddings, _ = execute(
-            "BaretTTISInversion",
-            model=model,
-            positive=text(1),
-            negative=text(2),
-            latent=picture(images=2),
-            steps=4,
-            iterations=1,
-        )
-        both, edits = execute(
-            "BaretEditSweep",
-            model=model,
-            trajectory=trajectory,
-            embeddings=embeddings,
-            vae=world.vae,
-            eta_ranges="0.8-0.1",
-            tau_sa="0.25, 0.5",
-        )
+        def empty_cells(sheet):
+            middles = product((190, 320), repeat=2)
+            return sum(sheet.getpixel(middle) == (0x2B, 0x2B, 0x2B) for middle in middles)
+
+        assert [empty_cells(sheet) for sheet in sheets] == [4, 2, 0]
+
+    def test_a_batch_makes_a_grid_each(self, execute, ttis, world, model, picture):
+        trajectory, embeddings, _ = ttis(model, latent=picture(images=2), steps=4, iterations=1)
+
+        def sweep_of(trajectory, embeddings):
+            wires = {"model": model, "trajectory": trajectory, "embeddings": embeddings, "vae": world.vae}
+            return execute("BaretEditSweep", **wires, eta_ranges="0.8-0.1", tau_sa="0.25, 0.5")
+
+        both, edits = sweep_of(trajectory, embeddings)
         assert both.shape[0] == 2 and edits.shape[0] == 4
         for image in range(2):
-            one = replace(
-                trajectory,
-                pivots=trajectory.pivots[:, image : image + 1],
-                latents=trajectory.latents[:, image : image + 1],
-            )
-            parts = {name: getattr(embeddings, name)[:, image : image + 1] for name in ("tuned", "losses", "updates")}
+            here = slice(image, image + 1)
+            path = replace(trajectory, pivots=trajectory.pivots[:, here], latents=trajectory.latents[:, here])
             alone = replace(
                 embeddings,
-                **parts,
-                target=embeddings.target[image : image + 1],
-                negative=embeddings.negative[image : image + 1],
+                tuned=embeddings.tuned[:, here],
+                losses=embeddings.losses[:, here],
+                updates=embeddings.updates[:, here],
+                target=embeddings.target[here],
+                negative=embeddings.negative[here],
             )
-            _, cells = execute(
-                "BaretEditSweep",
-                model=model,
-                trajectory=one,
-                embeddings=alone,
-                vae=world.vae,
-                eta_ranges="0.8-0.1",
-                tau_sa="0.25, 0.5",
-            )
+            _, cells = sweep_of(path, alone)
             torch.testing.assert_close(edits[2 * image : 2 * image + 2], cells, rtol=0, atol=1e-3)
 
-    def test_what_does_not_fit(self, sweep, world):
+    @pytest.fixture
+    def lacking_control(self, world):
+        return replace(world.embeddings, missing_positive=("control",))
+
+    def test_what_does_not_fit(self, sweep, lacking_control):
         for inputs, sentence in (
-            ({"eta_ranges": "high"}, "eta_ranges has 'high'; numbers from 0 to 1"), ({"tau_sa": ""}, "tau_sa is empty"), ({"tau_ca": "0.2, 7"}, "tau_ca has 7"),
-            ({"embeddings": replace(world.embeddings, missing_positive=("control",))}, "the embeddings were made with control"),
-        ):  # fmt: skip
+            ({"eta_ranges": "high"}, "eta_ranges has 'high'; numbers from 0 to 1"),
+            ({"tau_sa": ""}, "tau_sa is empty"),
+            ({"tau_ca": "0.2, 7"}, "tau_ca has 7"),
+            ({"embeddings": lacking_control}, "the embeddings were made with control"),
+        ):
             with pytest.raises(ValueError, match="Edit Sweep: " + sentence):
                 sweep(**inputs)
 
@@ -484,24 +446,28 @@ class TestEditSweep:
 class TestAttentionMaps:
     @pytest.fixture
     def maps(self, execute, world):
-        given = {
-            "model": world.model,
-            "trajectory": world.trajectory,
-            "embeddings": world.moving,
-            "clip": world.clip,
-            "vae": world.vae,
-            "text": TEXT,
-        }
-        return lambda **inputs: execute("BaretAttentionMaps", **{**given, **inputs})
+        def call(**inputs):
+            given = {
+                "model": world.model,
+                "trajectory": world.trajectory,
+                "embeddings": world.moving,
+                "clip": world.clip,
+                "vae": world.vae,
+                "text": TEXT,
+            }
+            return execute("BaretAttentionMaps", **{**given, **inputs})
+
+        return call
 
     @staticmethod
     def numbers(report):
         """Means by word and process."""
-        lines = [re.fullmatch(r"picture 1, (.*) \(token .*?\): (.*)", line) for line in report.split("\n")]
-        return {
-            line[1]: {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+) \(most", line[2])}
-            for line in lines
-        }
+        found = {}
+        for line in report.split("\n"):
+            word, means = re.fullmatch(r"picture 1, (.*) \(token .*?\): (.*)", line).groups()
+            by_process = re.findall(r"(\w+) ([\d.]+) \(most", means)
+            found[word] = {process: float(value) for process, value in by_process}
+        return found
 
     def test_heat_is_where_the_thing_is(self, maps, world):
         sheet, masks, report = maps(words="dog")
@@ -514,20 +480,22 @@ class TestAttentionMaps:
     def test_is_the_softmax_written_out(self, maps, world, pack, span):
         """The reconstruction's map of two tokens, from the model's own queries and keys at its latents and texts."""
         _, _, report = maps(words="blue dog", start_percent=span[0], end_percent=span[1])
+        from comfy.ldm.modules.attention import optimized_attention
+
         model, run, found = world.model.clone(), pack.modules["host.run"], []
 
         def attention(q, k, v, extra):
-            from comfy.ldm.modules.attention import optimized_attention
-
-            rows, heads = q.shape[0], extra["n_heads"]
-            one, two = (t.reshape(rows, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k))
+            heads = extra["n_heads"]
+            one, two = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
             weights = torch.softmax(one @ two.transpose(-1, -2) / one.shape[-1] ** 0.5, -1).mean(1)
             if tuple(extra["activations_shape"][-2:]) == (8, 8):
                 found.append(weights[..., 2:4].sum(-1))
             return optimized_attention(q, k, v, heads)
 
-        for block in [("input", n) for n in range(8)] + [("middle", 0)] + [("output", n) for n in range(8)]:
-            model.set_model_attn2_replace(attention, *block)
+        for number in range(8):
+            model.set_model_attn2_replace(attention, "input", number)
+            model.set_model_attn2_replace(attention, "output", number)
+        model.set_model_attn2_replace(attention, "middle", 0)
         trajectory, embeddings = world.trajectory, world.moving
         steps = range(int(span[0] * STEPS + 0.5), int(span[1] * STEPS + 0.5))
 
@@ -550,14 +518,15 @@ class TestAttentionMaps:
                 schedule=trajectory.schedule,
             )
         assert len(found) >= 2 * len(steps)
-        assert self.numbers(report)["blue dog"]["reconstruction"] == pytest.approx(
-            float(torch.stack(found).mean()), abs=2e-4
-        )
+        wanted = float(torch.stack(found).mean())
+        assert self.numbers(report)["blue dog"]["reconstruction"] == pytest.approx(wanted, abs=2e-4)
 
     def test_progress_without_previews(self, maps, shown):
         """The frontend would go on showing the last preview in place of the maps."""
         maps(words="dog")
-        assert [value for value, _, _ in shown if value][-1] == STEPS and not any(preview for _, _, preview in shown)
+        values = [value for value, _, _ in shown if value]
+        assert values[-1] == STEPS
+        assert not any(preview for _, _, preview in shown)
 
     def test_the_edit_looks_where_the_transition_does_while_it_borrows(self, maps):
         for tau_ca, same in ((1.0, True), (0.0, False)):
@@ -567,28 +536,14 @@ class TestAttentionMaps:
 
     def test_all_words_and_weighted_ones(self, maps):
         every = self.numbers(maps()[2])
-        assert list(every) == [
-            "a",
-            "blue",
-            "dog",
-            "lying",
-            "in",
-            "the",
-            "snow",
-            "middle",
-            "facing",
-            "left",
-            "sun",
-            "tree",
-        ]
-        assert self.numbers(maps(words="(dog:1.4), sun")[2]) == {word: every[word] for word in ("dog", "sun")}
+        assert " ".join(every) == "a blue dog lying in the snow middle facing left sun tree"
+        weighted = self.numbers(maps(words="(dog:1.4), sun")[2])
+        assert weighted == {"dog": every["dog"], "sun": every["sun"]}
 
-    def test_of_another_text_over_the_same_inversion(self, maps, execute, world, host):
+    def test_of_another_text_over_the_same_inversion(self, maps, execute, world):
         """A long text in Transition Embedding repeats the inversion's own; words are those of the new one."""
         long = "a blue cat lying in the snow, " + "in the middle, facing left, sun, tree, " * 4
-        with torch.inference_mode():
-            (positive,) = host.nodes.CLIPTextEncode().encode(world.clip, long)
-        (moving,) = execute("BaretTransitionEmbedding", embeddings=world.embeddings, positive=positive)
+        (moving,) = execute("BaretTransitionEmbedding", embeddings=world.embeddings, positive=world.encode(long))
         assert moving.target.shape[1] > world.embeddings.target.shape[1]
         assert list(self.numbers(maps(embeddings=moving, text=long, words="cat, sun")[2])) == ["cat", "sun"]
         (short,) = execute("BaretTransitionEmbedding", embeddings=moving, positive=[[world.embeddings.target, {}]])
@@ -601,11 +556,13 @@ class TestAttentionMaps:
         assert numbers["transition"] == numbers["reconstruction"]
 
     def test_resolutions(self, maps):
-        fine, coarse, every = (
-            self.numbers(maps(words="dog", resolutions=each)[2])["dog"]["reconstruction"] for each in ("16", "8", "all")
-        )
+        def mean_of(resolutions):
+            _, _, report = maps(words="dog", resolutions=resolutions)
+            return self.numbers(report)["dog"]["reconstruction"]
+
+        fine, coarse, every = mean_of("16"), mean_of("8"), mean_of("all")
         assert fine != coarse and min(fine, coarse) < every < max(fine, coarse)
-        assert self.numbers(maps(words="dog", resolutions="16, 8")[2])["dog"]["reconstruction"] == every
+        assert mean_of("16, 8") == every
 
     @pytest.mark.parametrize(
         "inputs, sentence",
@@ -633,14 +590,10 @@ class TestAttentionMaps:
         with pytest.raises(ValueError, match="Attention Maps: " + sentence):
             maps(**inputs)
 
-    def test_the_model_is_left_as_it_was(self, maps, execute, world):
-        edit = lambda: execute("BaretBAMEdit", model=world.model, trajectory=world.trajectory, embeddings=world.moving)[
-            0
-        ]["samples"]  # noqa: E731
-        before = edit()
+    def test_the_model_is_left_as_it_was(self, maps, bam, world):
+        before = bam(world.model, world.trajectory, world.moving)
         maps(words="dog")
         with pytest.raises(ValueError):
             maps(words="dog", resolutions="17")
-        assert torch.equal(edit(), before) and not world.model.model_options["transformer_options"].get(
-            "patches_replace"
-        )
+        assert torch.equal(bam(world.model, world.trajectory, world.moving), before)
+        assert not world.model.model_options["transformer_options"].get("patches_replace")

@@ -380,7 +380,7 @@ REFINED = {"abxc": [0, 1, 2, None, 3, 4], "ac": [0, 1, 4, 5, 5, 5], "xabc": [0, 
     ],
 )
 def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weights, self_share):
-    """The published controllers: AttentionReplace, AttentionRefine and AttentionReweight; shared self-attention maps."""
+    """The published controllers AttentionReplace, AttentionRefine and AttentionReweight; shared self-attention maps."""
     p2p = core.module("edits.prompt_to_prompt")
     partners = torch.tensor([-1 if partner is None else partner for partner in REFINED.get(target, [])])
     source, target = prompts(core, source, target)
