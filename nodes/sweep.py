@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
@@ -88,7 +90,7 @@ class BaretEditSweep(io.ComfyNode):
             selfs, crosses = read_numbers(tau_sa, "tau_sa"), read_numbers(tau_ca, "tau_ca")
             taus = [(sa, ca) for ca in crosses for sa in selfs]
             cells = trajectory.pivots[0, :, 0].numel()
-            sweep = Sweep(trajectory, embeddings, ranges, taus, most=_MOST_CELLS // cells)
+            sweep = Sweep(trajectory, embeddings, ranges, taus, _MOST_CELLS // cells, cfg)
             sheet = _Sheet(vae, trajectory, ranges, selfs, crosses)
             show = run.picture_progress(sweep.forwards)
             show(sheet.drawn(0), 0)
@@ -101,12 +103,10 @@ class BaretEditSweep(io.ComfyNode):
                     return advance(
                         predict,
                         trajectory,
-                        edits,
+                        [replace(each, region=Region(found[0])) for each in edits],
                         span,
-                        guidance_scale=cfg,
                         uncond_too=passes == "both",
                         max_tokens=most_tokens(max_resolution),
-                        region=Region(found[0]),
                         on_step=on_step,
                     )
 

@@ -32,33 +32,49 @@ class Edits:
     """Edits with one transition and different dials, on their way through the steps.
 
     dials: of each edit.
+    guidance_scale: w of these edits and of their transition. region: where they may differ from the picture.
     transition: the transition's latent ``[B,C,h,w]``, VP form, as long as anything borrows from it.
     latents: the edits' by the dials they have followed so far. Edits that have followed the same ones are one until
         they part, so that N steps of many edits cost less than N times as many.
-    masks: where each of these was let differ at its last step, ``[1 or B,1,h,w]`` in 0..1, None everywhere.
+    clean: the clean latents ``[B,C,h,w]`` that these predicted at their last step.
+    masks: where each was let differ at its last step, ``[1 or B,1,h,w]`` in 0..1, None everywhere.
     """
 
     embeddings: Embeddings
     dials: tuple[Dials, ...]
+    guidance_scale: float
+    region: Region
     transition: Tensor
     latents: dict[Dials, Tensor]
+    clean: dict[Dials, Tensor]
     masks: dict[Dials, Tensor | None]
 
     @classmethod
     def begin(
-        cls, trajectory: Trajectory, embeddings: Embeddings, dials: Iterable[Dials], start: Tensor | None = None
+        cls,
+        trajectory: Trajectory,
+        embeddings: Embeddings,
+        dials: Iterable[Dials],
+        guidance_scale: float = 7.5,
+        region: Region = EVERYWHERE,
+        start: Tensor | None = None,
     ) -> Edits:
         """Edits at the picture's noise, or at ``start [B,C,h,w]`` in its place. Raises ValueError for a misfit."""
         require_match(trajectory, embeddings)
         dials, noise = tuple(dials), trajectory.pivots[0]
         latents = dict.fromkeys(distinct(dials, 0), noise if start is None else start)
-        return cls(embeddings, dials, noise, latents, dict.fromkeys(latents))
+        return cls(
+            embeddings, dials, guidance_scale, region, noise, latents, clean=dict(latents), masks=dict.fromkeys(latents)
+        )
 
     def to(self, device: torch.device) -> Edits:
         """These edits with their tensors on a device."""
-        latents = {dials: latent.to(device) for dials, latent in self.latents.items()}
         return replace(
-            self, embeddings=self.embeddings.to(device), transition=self.transition.to(device), latents=latents
+            self,
+            embeddings=self.embeddings.to(device),
+            region=self.region.to(device),
+            transition=self.transition.to(device),
+            latents={dials: latent.to(device) for dials, latent in self.latents.items()},
         )
 
     def results(self) -> list[Tensor]:
@@ -73,22 +89,20 @@ def advance(
     many: list[Edits],
     steps: range,
     *,
-    guidance_scale: float = 7.5,
     uncond_too: bool = False,
     max_tokens: int | None = None,
-    region: Region = EVERYWHERE,
     on_step: OnStep | None = None,
     watch: Watch | None = None,
 ) -> list[Edits]:
     """Take edits through ``steps`` side by side; see :func:`bam` and :func:`.plan.plan_step`.
 
-    region: where they may differ from the picture. on_step: reports the first edit. watch: see :data:`Watch`.
-    Raises NotFinite.
+    on_step: reports the first edit. watch: see :data:`Watch`. Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
     many = [edits.to(device) for edits in many]
     entries = [
-        Entry(edits.dials, transition_is_reconstruction(trajectory, edits.embeddings, guidance_scale)) for edits in many
+        Entry(edits.dials, transition_is_reconstruction(trajectory, edits.embeddings, edits.guidance_scale))
+        for edits in many
     ]
     for i in steps:
         plan = plan_step(i, entries, watched=watch is not None)
@@ -100,26 +114,59 @@ def advance(
         x, sigma, rows = schedule.to_sampler(z, i), schedule.sigma(i), plan.guided * images
         how = {"sharing": plan.sharing(max_tokens, uncond_too), "hooks": hooks}
         if uncond_too or plan.guided == len(plan.processes):
-            eps_cond, eps_uncond = predict(
-                x, sigma, cond=texts, uncond=negative.repeat(len(plan.processes), 1, 1), **how
-            )
+            negatives = negative.repeat(len(plan.processes), 1, 1)
+            eps_cond, eps_uncond = predict(x, sigma, cond=texts, uncond=negatives, **how)
         else:
             # What only lends has no unconditional row.
             eps_cond, _ = predict(x, sigma, cond=texts, **how)
             _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(plan.guided, 1, 1))
-        arrived, clean = guided_step(schedule, i, z[:rows], eps_cond[:rows], eps_uncond[:rows], guidance_scale)
+        guidance = _guidance_of(plan, many, images, z)
+        arrived, clean = guided_step(schedule, i, z[:rows], eps_cond[:rows], eps_uncond[:rows], guidance)
 
-        moved, predicted = list(arrived.split(images)), clean.split(images)
-        masks: list[Tensor | None] = [None] * len(moved)
+        moved = _Moved(list(arrived.split(images)), list(clean.split(images)), [None] * plan.guided)
         for place, process in enumerate(plan.processes):
             if process.role == EDIT:
-                masks[place] = mask = region.at(i, predicted[place], trajectory)
-                if mask is not None:
-                    moved[place] = torch.lerp(trajectory.pivots[i + 1], moved[place], mask)
-        many = [_moved(number, edits, plan, moved, masks) for number, edits in enumerate(many)]
+                moved.keep_outside(many[process.entry].region, place, i, trajectory)
+        many = [moved.of(number, edits, plan) for number, edits in enumerate(many)]
         if on_step is not None:
-            on_step(i, predicted[0], moved[0])
+            on_step(i, moved.clean[0], moved.latents[0])
     return many
+
+
+def _guidance_of(plan: Plan, many: list[Edits], images: int, z: Tensor) -> float | Tensor:
+    """The guidance of each row ``[R,1,1,1]`` of the guided processes, or one number where it is the same for all."""
+    scales = [many[process.entry].guidance_scale for process in plan.processes[: plan.guided]]
+    if len(set(scales)) == 1:
+        return scales[0]
+    return torch.tensor(scales, dtype=z.dtype, device=z.device).repeat_interleave(images)[:, None, None, None]
+
+
+@dataclass(eq=False)
+class _Moved:
+    """Where the guided processes of a plan have arrived: latents, predicted clean latents and the edits' masks."""
+
+    latents: list[Tensor]
+    clean: list[Tensor]
+    masks: list[Tensor | None]
+
+    def keep_outside(self, region: Region, place: int, i: int, trajectory: Trajectory) -> None:
+        """Keep the pivot outside the region that a process may change."""
+        self.masks[place] = mask = region.at(i, self.clean[place], trajectory)
+        if mask is not None:
+            self.latents[place] = torch.lerp(trajectory.pivots[i + 1], self.latents[place], mask)
+
+    def of(self, number: int, edits: Edits, plan: Plan) -> Edits:
+        """An entry's edits after the step."""
+        latents, clean, masks, transition = {}, {}, {}, edits.transition
+        for place, process in enumerate(plan.processes[: plan.guided]):
+            if process.entry != number:
+                continue
+            if process.role == TRANSITION:
+                transition = self.latents[place]
+            else:
+                latents[process.dials] = self.latents[place]
+                clean[process.dials], masks[process.dials] = self.clean[place], self.masks[place]
+        return replace(edits, transition=transition, latents=latents, clean=clean, masks=masks)
 
 
 def _latent_of(process: Process, i: int, many: list[Edits], trajectory: Trajectory) -> Tensor:
@@ -142,19 +189,6 @@ def _watched(plan: Plan) -> dict[str, int]:
     """Where the reconstruction and the first transition stand, which may be one."""
     reconstruction = plan.places(RECONSTRUCTION)[0]
     return {RECONSTRUCTION: reconstruction, TRANSITION: plan.places(TRANSITION).get(0, reconstruction)}
-
-
-def _moved(number: int, edits: Edits, plan: Plan, moved: list[Tensor], masks: list[Tensor | None]) -> Edits:
-    """An entry's edits after a step, from where the plan's processes have arrived."""
-    latents, allowed, transition = {}, {}, edits.transition
-    for process, arrived, mask in zip(plan.processes, moved, masks):
-        if process.entry != number:
-            continue
-        if process.role == EDIT:
-            latents[process.dials], allowed[process.dials] = arrived, mask
-        elif process.role == TRANSITION:
-            transition = arrived
-    return replace(edits, transition=transition, latents=latents, masks=allowed)
 
 
 def renoised_start(
@@ -190,6 +224,7 @@ def bam(
     change_mask: float = 0.0,
     renoise: float = 0.0,
     seed: int = 0,
+    guidance_scale: float = 7.5,
     **how,
 ) -> tuple[Tensor, Tensor]:
     """Sample the edit (paper, Eq. 4 and 5).
@@ -205,7 +240,7 @@ def bam(
     mask: ``[1 or B,1,h,w]`` in 0..1; outside it the pivots are kept at every step. auto_mask: see :func:`edit_mask`.
     change_mask: threshold below which a change is none, and the pivots are kept (:func:`.region.change_mask`).
     renoise: share of fresh noise, by ``seed``, where the picture may change (:func:`renoised_start`).
-    how: for :func:`advance`: guidance_scale; uncond_too: share in the unconditional pass as well; max_tokens: no
+    how: for :func:`advance`: uncond_too: share in the unconditional pass as well; max_tokens: no
         sharing in blocks of more tokens; on_step; watch.
     Returns the edited latent ``[B,C,h,w]``, VP form, and where it was let differ at the last step, ``[B,1,h,w]`` in
     0..1. Raises ValueError for a misfit, NotFinite.
@@ -215,6 +250,6 @@ def bam(
     mask = edit_mask(predict, trajectory, embeddings, None if mask is None else mask.to(device), auto_mask)
     start = renoised_start(predict, trajectory, embeddings, renoise, mask, seed) if renoise else None
     dials = Dials.of(steps, tau_sa, tau_ca, appearance)
-    begun = Edits.begin(trajectory, embeddings, [dials], start)
-    (edits,) = advance(predict, trajectory, [begun], range(steps), region=Region(mask, change_mask), **how)
+    begun = Edits.begin(trajectory, embeddings, [dials], guidance_scale, Region(mask, change_mask), start)
+    (edits,) = advance(predict, trajectory, [begun], range(steps), **how)
     return edits.results()[0], whole(edits.masks[dials], trajectory.pivots[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class Region:
 
     mask: Tensor | None = None
     change: float = 0.0
+
+    def to(self, device: torch.device) -> Region:
+        """This region with its mask on a device."""
+        return self if self.mask is None else replace(self, mask=self.mask.to(device))
 
     def at(self, i: int, clean: Tensor, trajectory: Trajectory) -> Tensor | None:
         """The share of the edit after step i, ``[1 or B,1,h,w]``, None everywhere.

@@ -28,6 +28,7 @@ class Sweep:
     ranges: Sequence[tuple[float, float]]
     taus: Sequence[tuple[float, float]]
     most: int
+    guidance_scale: float = 7.5
 
     @property
     def _columns(self) -> list[list[Dials]]:
@@ -80,4 +81,5 @@ class Sweep:
                         yield edited[row]
 
     def _begin(self, etas: tuple[float, float], group: list[Dials]) -> Edits:
-        return Edits.begin(self.trajectory, self.embeddings.with_transition(*etas), group)
+        moving = self.embeddings.with_transition(*etas)
+        return Edits.begin(self.trajectory, moving, group, self.guidance_scale)
