@@ -83,6 +83,10 @@ class Trajectory:
         """Whether the latents are the pivots themselves (direct inversion), which sampling alone does not give."""
         return torch.equal(self.latents, self.pivots)
 
+    def rows(self, images: list[int]) -> Trajectory:
+        """The trajectory of some of the images."""
+        return replace(self, pivots=self.pivots[:, images], latents=self.latents[:, images])
+
     def to(self, device: torch.device) -> Trajectory:
         """This trajectory with its latents on a device."""
         return replace(self, pivots=self.pivots.to(device), latents=self.latents.to(device))
@@ -152,6 +156,18 @@ class Embeddings:
     def is_rigid(self) -> bool:
         """Whether the transition is the reconstruction throughout (eta 1)."""
         return bool((self.eta == 1.0).all())
+
+    def rows(self, images: list[int]) -> Embeddings:
+        """The embeddings of some of the images."""
+        each_step = self.negative.ndim == 4
+        return replace(
+            self,
+            tuned=self.tuned[:, images],
+            target=self.target[images],
+            negative=self.negative[:, images] if each_step else self.negative[images],
+            losses=self.losses[:, images],
+            updates=self.updates[:, images],
+        )
 
     def to(self, device: torch.device) -> Embeddings:
         """These embeddings with their texts and losses on a device."""

@@ -1,5 +1,6 @@
 """The pack's V3 nodes: schema, checks, one call, output. Their ids and those of inputs and wires are a contract."""
 
+from .auto_edit import BaretAutoEdit
 from .bam import BaretBAMEdit
 from .grid import BaretLabelledGrid
 from .inversion import BaretInversion, BaretNullTextInversion, BaretTTISInversion
@@ -18,6 +19,7 @@ NODES = [
     BaretTTISInversion,
     BaretTransitionEmbedding,
     BaretBAMEdit,
+    BaretAutoEdit,
     BaretToSampler,
     BaretSaveInversion,
     BaretLoadInversion,

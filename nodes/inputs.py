@@ -248,6 +248,18 @@ def appearance() -> io.Input:
     )
 
 
+def seed(tooltip: str, advanced: bool | None = None) -> io.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**32 - 1,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        advanced=advanced,
+        tooltip=tooltip,
+    )
+
+
 def renoise() -> list[io.Input]:
     """Fresh noise, and its seed."""
     return [
@@ -258,14 +270,7 @@ def renoise() -> list[io.Input]:
             "go. Higher changes more. Useful: 0.5 to 0.9, with appearance.",
             advanced=True,
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**32 - 1,
-            advanced=True,
-            tooltip="Which fresh noise; it does nothing where renoise is 0.",
-        ),
+        seed("Which fresh noise; it does nothing where renoise is 0.", advanced=True),
     ]
 
 

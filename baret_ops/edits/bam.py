@@ -77,6 +77,22 @@ class Edits:
             latents={dials: latent.to(device) for dials, latent in self.latents.items()},
         )
 
+    def rows(self, images: list[int]) -> Edits:
+        """These edits of some of the images."""
+
+        def some(values: dict[Dials, Tensor]) -> dict[Dials, Tensor]:
+            return {dials: value[images] for dials, value in values.items()}
+
+        return replace(
+            self,
+            embeddings=self.embeddings.rows(images),
+            region=self.region.rows(images),
+            transition=self.transition[images],
+            latents=some(self.latents),
+            clean=some(self.clean),
+            masks=dict.fromkeys(self.masks),
+        )
+
     def results(self) -> list[Tensor]:
         """The edited latents ``[B,C,h,w]`` after the last step, VP form, in the order of the dials."""
         return [self.latents[dials] for dials in self.dials]

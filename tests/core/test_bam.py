@@ -27,7 +27,7 @@ def edited(*given, **how):
 
 
 class Network:
-    rows = 0
+    rows, images = 0, B
 
     def __call__(self, x, sigma, *, cond=None, uncond=None, sharing=None, hooks=None):
         out = []
@@ -38,11 +38,14 @@ class Network:
             self.rows += len(x)
             self_x, cross_x, cross_e = x.clone(), x.clone(), e.clone()
             if sharing is not None and (conditional or sharing.uncond):
-                assert len(x) == sharing.processes * B
+                images = self.images or len(x) // sharing.processes
+                assert len(x) == sharing.processes * images
                 if sharing.self_from is not None:
-                    self_x = x.unflatten(0, (-1, B))[list(sharing.self_from)].flatten(0, 1)
+                    self_x = x.unflatten(0, (-1, images))[list(sharing.self_from)].flatten(0, 1)
                 if sharing.cross_from is not None:
-                    cross_x, cross_e = (t.unflatten(0, (-1, B))[list(sharing.cross_from)].flatten(0, 1) for t in (x, e))
+                    lenders = list(sharing.cross_from)
+                    cross_x = x.unflatten(0, (-1, images))[lenders].flatten(0, 1)
+                    cross_e = e.unflatten(0, (-1, images))[lenders].flatten(0, 1)
             out.append(mix(x, e, self_x, cross_x, cross_e, sigma))
         return tuple(out)
 

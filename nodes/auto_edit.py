@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from functools import partial
+
+from comfy_api.latest import io, ui
+
+from ..baret_ops.edits.auto_edit import CANDIDATES, auto_edit
+from ..host import conditioning, wires
+from . import inputs
+from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
+
+_DEFAULT_EFFORT = 3
+
+
+class BaretAutoEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BaretAutoEdit",
+            display_name="Auto Edit",
+            category=CATEGORY,
+            description="Edits by a text that says only what is in the picture and what is new, with no dial to set: "
+            "tries a few edits side by side, and the model itself picks the one that obeys and changes least.",
+            search_aliases=[*SEARCH_ALIASES, "photo", "pose", "change", "automatic"],
+            inputs=[
+                *inputs.edit_sockets(),
+                inputs.seed("Which fresh noise the candidates try. Another seed is another try."),
+                io.Int.Input(
+                    "effort",
+                    default=_DEFAULT_EFFORT,
+                    min=1,
+                    max=len(CANDIDATES),
+                    tooltip="How many candidates are tried, from the gentlest on. Higher finds an edit that obeys more "
+                    "often, and takes longer. Useful: 2 to 4.",
+                ),
+                inputs.share(
+                    "keep",
+                    0.5,
+                    "What counts among candidates that obey: higher keeps more of the picture, lower follows the text "
+                    "more. Useful: 0.3 to 0.7.",
+                    advanced=True,
+                ),
+                inputs.edit_cfg("Use the value of TTIS Inversion."),
+                inputs.mask(),
+            ],
+            outputs=[
+                inputs.edit_output(),
+                inputs.mask_output("Where the picture was let change (white)."),
+                io.Latent.Output(
+                    "candidates",
+                    tooltip="All candidates as they were judged, one image's after another's; decode them with the VAE.",
+                ),
+                io.String.Output(
+                    "report", tooltip="What was chosen and why, a line for each picture; and whether none obeyed."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, trajectory, embeddings, seed, effort=_DEFAULT_EFFORT, keep=0.5, cfg=7.5, mask=None
+    ) -> io.NodeOutput:
+        edit = partial(
+            auto_edit,
+            embeddings=embeddings,
+            guidance_scale=cfg,
+            effort=effort,
+            keep=keep,
+            seed=seed,
+            regroup=not conditioning.carries_rows(embeddings.positive_options),
+        )
+        with errors_of(cls):
+            # Candidates and the reconstruction; when they are judged, each stands twice.
+            found = run_edit(model, trajectory, embeddings, mask, 2 * effort + 1, edit)
+            tried = found.candidates.transpose(0, 1).flatten(0, 1)
+            report = found.report()
+            return io.NodeOutput(
+                wires.latent_out(trajectory.family, found.edit),
+                wires.mask_out(found.mask),
+                wires.latent_out(trajectory.family, tried),
+                report,
+                ui=ui.PreviewText(report),
+            )
