@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = DOCS / "evidence"
 SHARES = ("text", "details", "identity")  # counted; the others are measured
+STUDENT = 2.01  # t of 95 % at 47 degrees of freedom
+NORMAL = 1.96  # the same of the normal distribution
 
 plt.rcParams.update(
     {
@@ -32,6 +34,29 @@ plt.rcParams.update(
 )
 
 
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def mean_of(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def student_half(values: list[float]) -> float:
+    """Half of the 95 % interval of a mean of what is measured."""
+    n, mean = len(values), mean_of(values)
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    return STUDENT * math.sqrt(variance / n)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n."""
+    z = NORMAL
+    scale = 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / scale
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 class Results:
     """The results of a run by name, and what is asked of them."""
 
@@ -40,23 +65,15 @@ class Results:
         self.all = {path.stem: json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))}
 
     def mean(self, name: str, key: str) -> float:
-        values = self.all[name][key]
-        return sum(values) / len(values)
+        return mean_of(self.all[name][key])
 
     def interval(self, name: str, key: str) -> tuple[float, float]:
         """95 % interval of a mean: Student's for what is measured, Wilson's for shares."""
-        values, n = self.all[name][key], len(self.all[name][key])
-        mean = sum(values) / n
+        values = self.all[name][key]
+        mean = mean_of(values)
         if key in SHARES:
-            z = 1.96
-            middle, half = (
-                (mean + z * z / (2 * n)) / (1 + z * z / n),
-                z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n),
-            )
-            return max(0.0, middle - half), min(1.0, middle + half)
-        half = 2.01 * math.sqrt(
-            sum((v - mean) ** 2 for v in values) / (n - 1) / n
-        )  # Student's t at 47 degrees of freedom
+            return wilson(mean, len(values))
+        half = student_half(values)
         return mean - half, mean + half
 
     def show(self, name: str, key: str) -> str:
@@ -64,115 +81,121 @@ class Results:
         mean, (low, high) = self.mean(name, key), self.interval(name, key)
         if key in SHARES:
             return f"{100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-        return f"{mean:.3f} ± {(high - low) / 2:.3f}" if key == "ssim" else f"{mean:.1f} ± {(high - low) / 2:.1f}"
+        digits = 3 if key == "ssim" else 1
+        return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+    def shown(self, name: str, *keys: str) -> list[str]:
+        return [self.show(name, key) for key in keys]
 
     def gain(self, name: str, other: str, key: str = "psnr") -> str:
         """Mean and interval of the scene-by-scene difference."""
         differences = [a - b for a, b in zip(self.all[name][key], self.all[other][key])]
-        mean = sum(differences) / len(differences)
-        half = 2.01 * math.sqrt(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences))
-        return f"{mean:+.1f} ± {half:.1f}"
+        return f"{mean_of(differences):+.1f} ± {student_half(differences):.1f}"
+
+    def updates(self, name: str) -> float:
+        """Updates of the embedding in an inversion."""
+        return self.mean(name, "updates")
+
+    def inversion_cost(self, name: str) -> float:
+        """UNet passes a scene of an inversion."""
+        return self.all[name]["inversion_cost"]
 
     def cost(self, name: str) -> float:
         """UNet passes a scene of an edit and its inversion."""
-        return self.all[name].get("cost", 0.0) + self.all[name]["inversion_cost"]
+        return self.all[name].get("cost", 0.0) + self.inversion_cost(name)
 
 
 def table(header: str, rows: list[list]) -> str:
+    """A Markdown table. header: the columns' names with | between them."""
     columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell).strip() for cell in line) + " |" for line in lines)
 
 
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def save(figure, name: str) -> None:
+    figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def cross(axis, results: Results, name: str, **style) -> tuple[float, float]:
+    """Draw an edit at text success in percent and what is kept in dB, with its intervals; returns the place."""
+    x, y = 100 * results.mean(name, "text"), results.mean(name, "psnr")
+    left, right = results.interval(name, "text")
+    low, high = results.interval(name, "psnr")
+    to_sides = [[max(0, x - 100 * left)], [max(0, 100 * right - x)]]
+    axis.errorbar(x, y, xerr=to_sides, yerr=[[y - low], [high - y]], **style)
+    return x, y
+
+
 # --- 1. reconstruction ------------------------------------------------------------------------------------------------
+
+UNTUNED = "converge-TTIS, Adam-0"
+Axis = Callable[[str], float]
+"""What of a result, by its name, goes along the x axis."""
 
 
 def convergence_points(method: str) -> list[str]:
+    """The results of a method, by more and more updates."""
     names = [f"converge-{method}-{updates}" for updates in studies.CONVERGENCE[method][2]]
-    return (["converge-TTIS, Adam-0"] if method.startswith("TTIS") else []) + names
+    return [UNTUNED, *names] if method.startswith("TTIS") else names
 
 
-def reach(results: Results, method: str, decibels: float, x) -> float | None:
-    """Where a method's mean PSNR reaches a value: ``x(name)`` on the straight lines between its points, None where it never does."""
+def reach(results: Results, method: str, decibels: float, x: Axis) -> float | None:
+    """Where a method's mean PSNR reaches a value, on the straight lines between its points; None where it never does.
+
+    x: what its points are placed by.
+    """
     points = [(x(name), results.mean(name, "psnr")) for name in convergence_points(method)]
+    first_x, first_y = points[0]
     for (x0, y0), (x1, y1) in zip(points, points[1:]):
         if y0 < decibels <= y1:
             return x0 + (x1 - x0) * (decibels - y0) / (y1 - y0)
-    return points[0][0] if points[0][1] >= decibels else None
+    return first_x if first_y >= decibels else None
 
 
 def convergence_table(results: Results) -> str:
-    rows = []
+    def row(label: str, name: str, rate) -> list:
+        updates, passes = f"{results.updates(name):.0f}", f"{results.inversion_cost(name):.0f}"
+        return [label, rate, updates, passes, results.show(name, "psnr"), f"{results.mean(name, 'mse'):.4f}"]
+
+    rows = [row("guided DDIM (no update)", UNTUNED, "")]
     for method in studies.CONVERGENCE:
-        for name in convergence_points(method):
-            if name.endswith("-0") and method != "TTIS, Adam":
-                continue
-            result = results.all[name]
-            label = "guided DDIM (no update)" if name.endswith("-0") else method
-            rate = result["inputs"].get("learning_rate", "") if not name.endswith("-0") else ""
-            rows.append(
-                [
-                    label,
-                    rate,
-                    f"{results.mean(name, 'updates'):.0f}",
-                    f"{result['inversion_cost']:.0f}",
-                    results.show(name, "psnr"),
-                    f"{results.mean(name, 'mse'):.4f}",
-                ]
-            )
-    for name, label in (("published-null", "null-text, caption, as published"),):
-        result = results.all[name]
-        rows.append(
-            [
-                label,
-                result["inputs"]["learning_rate"],
-                f"{results.mean(name, 'updates'):.0f}",
-                f"{result['inversion_cost']:.0f}",
-                results.show(name, "psnr"),
-                f"{results.mean(name, 'mse'):.4f}",
-            ]
-        )
+        tuned = [name for name in convergence_points(method) if name != UNTUNED]
+        rows += [row(method, name, results.all[name]["inputs"].get("learning_rate", "")) for name in tuned]
+    published = results.all["published-null"]["inputs"]
+    rows.append(row("null-text, caption, as published", "published-null", published["learning_rate"]))
     return table("method | learning rate | updates | passes | PSNR, dB | latent MSE", rows)
 
 
 def reach_table(results: Results) -> str:
     levels = (30.0, 35.0, 40.0)
-    updates, passes = (lambda name: results.mean(name, "updates")), (lambda name: results.all[name]["inversion_cost"])
-    cell = lambda value: "not reached" if value is None else f"{value:.0f}"  # noqa: E731
-    rows = [
-        [
-            method,
-            *(
-                f"{cell(reach(results, method, level, updates))} / {cell(reach(results, method, level, passes))}"
-                for level in levels
-            ),
-        ]
-        for method in studies.CONVERGENCE
-        if len(convergence_points(method)) > 1
-    ]
+
+    def where(method: str, level: float, x: Axis) -> str:
+        found = reach(results, method, level, x)
+        return "not reached" if found is None else f"{found:.0f}"
+
+    def both(method: str, level: float) -> str:
+        return f"{where(method, level, results.updates)} / {where(method, level, results.inversion_cost)}"
+
+    methods = [method for method in studies.CONVERGENCE if len(convergence_points(method)) > 1]
+    rows = [[method, *(both(method, level) for level in levels)] for method in methods]
     return table("updates / passes to reach | " + " | ".join(f"{level:.0f} dB" for level in levels), rows)
 
 
 def convergence_figure(results: Results) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axis, x, label in zip(
-        axes,
-        (lambda n: results.mean(n, "updates"), lambda n: results.all[n]["inversion_cost"]),
-        ("updates of the embedding", "UNet passes"),
-    ):
+    quantities = {"updates of the embedding": results.updates, "UNet passes": results.inversion_cost}
+    for axis, (label, x) in zip(axes, quantities.items()):
         for index, method in enumerate(studies.CONVERGENCE):
-            names = convergence_points(method)
-            xs, ys, ends = (
-                [x(n) for n in names],
-                [results.mean(n, "psnr") for n in names],
-                [results.interval(n, "psnr") for n in names],
-            )
-            axis.plot(
-                xs, ys, marker="o", ms=4, color=f"C{index}", ls="--" if method.startswith("null") else "-", label=method
-            )
-            axis.fill_between(
-                xs, [low for low, _ in ends], [high for _, high in ends], color=f"C{index}", alpha=0.15, lw=0
-            )
+            names, colour = convergence_points(method), f"C{index}"
+            xs, ys = [x(name) for name in names], [results.mean(name, "psnr") for name in names]
+            lows, highs = zip(*(results.interval(name, "psnr") for name in names))
+            style = "--" if method.startswith("null") else "-"
+            axis.plot(xs, ys, marker="o", ms=4, color=colour, ls=style, label=method)
+            axis.fill_between(xs, lows, highs, color=colour, alpha=0.15, lw=0)
         axis.set_xlabel(label)
     axes[0].set_ylabel("reconstruction, PSNR in dB")
     axes[1].legend(fontsize=8)
@@ -180,22 +203,29 @@ def convergence_figure(results: Results) -> None:
 
 
 def rules_table(results: Results) -> str:
-    rows = []
-    for method in [m for m in studies.CONVERGENCE if m.startswith("TTIS")]:
-        for updates in ((0,) if method == "TTIS, Adam" else ()) + studies.CONVERGENCE[method][2]:
-            edit, made = f"rules-{method}-{updates}", f"converge-{method}-{updates}"
-            rows.append(
-                [
-                    "no tuning" if updates == 0 else method.removeprefix("TTIS, "),
-                    updates,
-                    f"{results.all[made]['inversion_cost']:.0f}",
-                    results.show(made, "psnr"),
-                    results.show(edit, "text"),
-                    results.show(edit, "psnr"),
-                    results.show(edit, "identity"),
-                ]
-            )
+    def row(method: str, updates: int) -> list:
+        edit, made = f"rules-{method}-{updates}", f"converge-{method}-{updates}"
+        rule = method.removeprefix("TTIS, ") if updates else "no tuning"
+        passes, redrawn = f"{results.inversion_cost(made):.0f}", results.show(made, "psnr")
+        return [rule, updates, passes, redrawn, *results.shown(edit, "text", "psnr", "identity")]
+
+    rows = [row("TTIS, Adam", 0)]
+    for method, (kind, _, counts, _) in studies.CONVERGENCE.items():
+        if kind == "ttis":
+            rows += [row(method, updates) for updates in counts]
     return table("rule | updates a step | passes | reconstruction, dB | pose right | kept, dB | identity kept", rows)
+
+
+def rates_table(results: Results) -> str:
+    rows = []
+    for kind, label in (("adam", "TTIS, Adam"), ("null", "null-text, caption")):
+        for updates in studies.UPDATES[kind]:
+            tried = {rate: results.mean(f"rates-{kind}-{updates}-{rate}", "psnr") for rate in studies.RATES[kind]}
+            best = max(tried, key=lambda rate: tried[rate])
+            cells = {rate: f"{rate:g}: {value:.1f}" for rate, value in tried.items()}
+            cells[best] = f"**{cells[best]}**"
+            rows.append([label, updates, ", ".join(cells.values())])
+    return table("method | updates a step | learning rate: PSNR in dB, on the tuning scenes", rows)
 
 
 # --- 2. edits ---------------------------------------------------------------------------------------------------------
@@ -211,61 +241,43 @@ METHODS = (
     "MasaCtrl",
     "prompt-to-prompt",
 )
+MARKERS = "os^vDPX*<"
+SHORT = {"eta_start": "eta", "start_step": "step", "first_block": "block", "cross_share": "cross", "self_share": "self"}
+UNSAID = ("eta_end", "auto_mask")  # settings that the tables leave out
 
 
 def settings_of(result: dict) -> str:
-    short = {
-        "eta_start": "eta",
-        "start_step": "step",
-        "first_block": "block",
-        "cross_share": "cross",
-        "self_share": "self",
-    }
-    return ", ".join(
-        f"{short.get(k, k)} {v:g}" for k, v in result["settings"].items() if k not in ("eta_end", "auto_mask")
-    )
+    """The settings of an edit in few words."""
+    said = {name: value for name, value in result["settings"].items() if name not in UNSAID}
+    return ", ".join(f"{SHORT.get(name, name)} {value:g}" for name, value in said.items())
+
+
+def measured(results: Results, task: str) -> dict[str, str]:
+    """The methods that were measured on a task, each with the name of its result."""
+    names = {method: f"edit-{task}-{method}" for method in METHODS}
+    return {method: name for method, name in names.items() if name in results.all}
 
 
 def edits_table(results: Results, task: str) -> str:
-    rows = []
-    for method in METHODS:
-        name = f"edit-{task}-{method}"
-        if name in results.all:
-            rows.append(
-                [
-                    method,
-                    settings_of(results.all[name]) or "its defaults",
-                    *(results.show(name, key) for key in ("text", "psnr", "ssim", "details", "identity", "ideal")),
-                    f"{results.cost(name):.0f}",
-                ]
-            )
-    return table(
-        "method | settings | text obeyed | kept, dB | kept, SSIM | sun and tree kept | identity kept | to the ideal, dB | passes",
-        rows,
+    header = (
+        "method | settings | text obeyed | kept, dB | kept, SSIM | sun and tree kept | identity kept "
+        "| to the ideal, dB | passes"
     )
+    rows = []
+    for method, name in measured(results, task).items():
+        settings = settings_of(results.all[name]) or "its defaults"
+        scores = results.shown(name, "text", "psnr", "ssim", "details", "identity", "ideal")
+        rows.append([method, settings, *scores, f"{results.cost(name):.0f}"])
+    return table(header, rows)
 
 
 def edits_figure(results: Results) -> None:
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.6), sharex=True, layout="constrained")
     for axis, task in zip(axes, studies.TASKS):
-        for index, method in enumerate(METHODS):
-            name = f"edit-{task}-{method}"
-            if name not in results.all:
-                continue
-            x, y = results.mean(name, "text"), results.mean(name, "psnr")
-            (left, right), (low, high) = results.interval(name, "text"), results.interval(name, "psnr")
-            axis.errorbar(
-                100 * x,
-                y,
-                xerr=[[max(0, 100 * (x - left))], [max(0, 100 * (right - x))]],
-                yerr=[[y - low], [high - y]],
-                marker="os^vDPX*<"[index],
-                ms=6,
-                color=f"C{index}",
-                elinewidth=1,
-                label=method,
-                ls="",
-            )
+        for method, name in measured(results, task).items():
+            index = METHODS.index(method)
+            style = {"marker": MARKERS[index], "color": f"C{index}", "ms": 6, "elinewidth": 1, "ls": ""}
+            cross(axis, results, name, label=method, **style)
         axis.set_title(task + (" (inside the animal)" if task == "background" else " (outside the animals)"))
         axis.set_xlabel("text obeyed, %")
         axis.set_xlim(-4, 104)
@@ -275,62 +287,59 @@ def edits_figure(results: Results) -> None:
     save(figure, "edits")
 
 
+PICTURED = (
+    "BARET",
+    "BARET with auto_mask",
+    "BARET, defaults",
+    "plain",
+    "SDEdit",
+    "MasaCtrl",
+    "prompt-to-prompt",
+)
+SIDE, GAP, HEADING, CAPTION = 112, 6, 20, 22  # pixels of the sheet
+
+
 def pictures_figure(results: Results) -> None:
     """Rows of scenes, columns of methods."""
-    shown = (
-        "source",
-        "ideal",
-        "BARET",
-        "BARET with auto_mask",
-        "BARET, defaults",
-        "plain",
-        "SDEdit",
-        "MasaCtrl",
-        "prompt-to-prompt",
-    )
-    side, gap, top = 112, 6, 20
-    font, rows = ImageFont.load_default(11), [(task, index) for task in studies.TASKS for index in range(2)]
-    sheet = Image.new("RGB", (len(shown) * (side + gap), top + len(rows) * (side + 22)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, label in enumerate(shown):
-        draw.text((column * (side + gap), 4), label, fill="black", font=font)
-        for row, (task, index) in enumerate(rows):
-            scenes = torch.load(results.run / "pictures" / f"scenes-{task}.pt")
-            path = results.run / "pictures" / f"edit-{task}-{label}.pt"
-            picture = scenes[label][index] if label in scenes else torch.load(path)[index]
-            y = top + row * (side + 22)
-            sheet.paste(
-                Image.fromarray(picture.numpy()).resize((side, side), Image.Resampling.LANCZOS),
-                (column * (side + gap), y),
-            )
-            if column == 0:
-                draw.text((0, y + side + 3), f"{task}: \u201c{scenes['texts'][index]}\u201d", fill="black", font=font)
+    columns = ("source", "ideal", *PICTURED)
+    rows = [(task, index) for task in studies.TASKS for index in range(2)]
+    width, height = len(columns) * (SIDE + GAP), HEADING + len(rows) * (SIDE + CAPTION)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for column, label in enumerate(columns):
+        draw.text((column * (SIDE + GAP), 4), label, fill="black", font=font)
+    for row, (task, index) in enumerate(rows):
+        y = HEADING + row * (SIDE + CAPTION)
+        shown = _pictures_of(results.run / "pictures", task)
+        for column, label in enumerate(columns):
+            picture = Image.fromarray(shown[label][index].numpy())
+            sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (column * (SIDE + GAP), y))
+        caption = f"{task}: \u201c{shown['texts'][index]}\u201d"
+        draw.text((0, y + SIDE + 3), caption, fill="black", font=font)
     sheet.quantize(256, dither=Image.Dither.NONE).save(FIGURES / "pictures.png", optimize=True)
 
 
-# --- 3. dials, 4. open choices, 5. beyond the paper -------------------------------------------------------------------
+def _pictures_of(folder: Path, task: str) -> dict:
+    """The kept pictures of a task by method, ``[n,128,128,3]`` uint8, with the source, the ideal and the texts."""
+    edited = {method: torch.load(folder / f"edit-{task}-{method}.pt") for method in PICTURED}
+    return {**torch.load(folder / f"scenes-{task}.pt"), **edited}
+
+
+# --- 3. dials, 5. beyond the paper ------------------------------------------------------------------------------------
 
 
 def dials_figure(results: Results) -> None:
     dials = [dial for dial, values in studies.DIALS.items() if len(values) > 2]
     figure, axes = plt.subplots(1, len(dials), figsize=(12, 3.1), sharex=True, sharey=True, layout="constrained")
     for axis, dial in zip(axes, dials):
-        names = [studies.dial_name(dial, value) for value in studies.DIALS[dial]]
-        xs, ys = [100 * results.mean(name, "text") for name in names], [results.mean(name, "psnr") for name in names]
+        names = {value: studies.dial_name(dial, value) for value in studies.DIALS[dial]}
+        xs = [100 * results.mean(name, "text") for name in names.values()]
+        ys = [results.mean(name, "psnr") for name in names.values()]
         axis.plot(xs, ys, color="C0", lw=1)
-        for value, name, x, y in zip(studies.DIALS[dial], names, xs, ys):
-            (left, right), (low, high) = results.interval(name, "text"), results.interval(name, "psnr")
-            axis.errorbar(
-                x,
-                y,
-                xerr=[[max(0, x - 100 * left)], [max(0, 100 * right - x)]],
-                yerr=[[y - low], [high - y]],
-                marker="o",
-                ms=5,
-                color="C3" if name == "dial-default" else "C0",
-                elinewidth=0.6,
-            )
-            axis.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        for value, name in names.items():
+            colour = "C3" if name == "dial-default" else "C0"
+            place = cross(axis, results, name, marker="o", ms=5, color=colour, elinewidth=0.6)
+            axis.annotate(f"{value:g}", place, textcoords="offset points", xytext=(5, 4), fontsize=8)
         axis.set_title(dial)
         axis.set_xlabel("pose right, %")
         axis.set_xlim(-5, 108)
@@ -344,131 +353,86 @@ def dials_table(results: Results) -> str:
         for value in values:
             name = studies.dial_name(dial, value)
             label = f"**{value}**" if value == studies.DEFAULTS[dial] else value
-            rows.append(
-                [
-                    dial,
-                    label,
-                    *(results.show(name, key) for key in ("text", "psnr", "identity")),
-                    f"{results.all[name]['cost']:.0f}",
-                ]
-            )
+            passes = f"{results.all[name]['cost']:.0f}"
+            rows.append([dial, label, *results.shown(name, "text", "psnr", "identity"), passes])
     return table("dial | value | pose right | kept, dB | identity kept | passes of the edit", rows)
 
 
-def open_table(results: Results) -> str:
-    made, edited = "reconstruction-pose", "edit-pose-BARET, defaults"
-    row = lambda label, made, edit, gain: [
-        label,
-        results.show(made, "psnr"),
-        f"{results.all[made]['inversion_cost']:.0f}",
-        results.show(edit, "text"),
-        results.show(edit, "psnr"),
-        gain,
-    ]  # noqa: E731
-    rows = [row("as this pack chose", made, edited, "")]
-    rows += [
-        row(name, f"open-{name}", f"open-edit-{name}", results.gain(f"open-edit-{name}", edited))
-        for name in studies.OPEN
-    ]
-    both = studies.dial_name("passes", "both")
-    rows.append(row("passes: both", made, both, results.gain(both, edited)))
-    return table("alternative | reconstruction, dB | passes | pose right | kept, dB | against the choice, dB", rows)
-
-
-def rates_table(results: Results) -> str:
-    rows = []
-    for kind, label in (("adam", "TTIS, Adam"), ("null", "null-text, caption")):
-        for updates in studies.UPDATES[kind]:
-            tried = {rate: results.mean(f"rates-{kind}-{updates}-{rate}", "psnr") for rate in studies.RATES[kind]}
-            best = max(tried, key=tried.get)
-            rows.append(
-                [
-                    label,
-                    updates,
-                    ", ".join(
-                        f"**{rate:g}: {value:.1f}**" if rate == best else f"{rate:g}: {value:.1f}"
-                        for rate, value in tried.items()
-                    ),
-                ]
-            )
-    return table("method | updates a step | learning rate: PSNR in dB, on the tuning scenes", rows)
-
-
 def beyond_table(results: Results) -> str:
+    ideas = {"BARET with auto_mask": f"auto_mask {studies.AUTO_MASK:g}", **{name: name for name in studies.BEYOND}}
     rows = []
     for task in studies.TASKS:
         base = f"edit-{task}-BARET"
-        rows.append(
-            [
-                task,
-                "BARET, its best settings",
-                results.show(base, "text"),
-                results.show(base, "psnr"),
-                "",
-                f"{results.cost(base):.0f}",
-            ]
-        )
-        for idea in ("BARET with auto_mask", *(name for name, _, _ in studies.beyond({}))):
+        scores, passes = results.shown(base, "text", "psnr"), f"{results.cost(base):.0f}"
+        rows.append([task, "BARET, its best settings", *scores, "", passes])
+        for idea, label in ideas.items():
             name = f"edit-{task}-{idea}"
             if name in results.all:
-                label = "auto_mask 0.01" if idea.startswith("BARET") else idea
-                rows.append(
-                    [
-                        "",
-                        label,
-                        results.show(name, "text"),
-                        results.show(name, "psnr"),
-                        results.gain(name, base),
-                        f"{results.cost(name):.0f}",
-                    ]
-                )
+                scores, passes = results.shown(name, "text", "psnr"), f"{results.cost(name):.0f}"
+                rows.append(["", label, *scores, results.gain(name, base), passes])
     return table("task | idea | text obeyed | kept, dB | scene by scene, dB | passes", rows)
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def save(figure, name: str) -> None:
-    figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
-    plt.close(figure)
-
-
 def about_text(results: Results) -> str:
     about = json.loads((results.run / "about.json").read_text())
+    sizes, unet = about["sizes"], about.get("unet", "bfloat16")  # runs that do not say it computed so
     return (
-        f"{about['sizes']['score']} held-out scenes a task, settings and learning rates chosen on {about['sizes']['tune']} others. "
-        f"{about['machine']}; {about['minutes']:.0f} minutes of one core in all, by two processes of one thread; {about['date']}; commit {about['commit']}."
+        f"{sizes['score']} held-out scenes a task, settings and learning rates chosen on {sizes['tune']} others. "
+        f"{about['machine']}, UNet in {unet}; {about['minutes']:.0f} minutes of one core in all, "
+        f"by two processes of one thread; {about['date']}; commit {about['commit']}."
     )
+
+
+def blocks_of(results: Results) -> dict[str, str]:
+    """What stands between the document's markers, by their names."""
+    return {
+        "about": about_text(results),
+        "convergence": convergence_table(results),
+        "reach": reach_table(results),
+        "rates": rates_table(results),
+        "rules": rules_table(results),
+        **{f"edits-{task}": edits_table(results, task) for task in studies.TASKS},
+        "dials": dials_table(results),
+        "beyond": beyond_table(results),
+    }
+
+
+def filled(text: str, blocks: dict[str, str]) -> str:
+    """The document with its blocks. Raises ValueError where it lacks one."""
+    for name, block in blocks.items():
+        before, marker, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"the document has no block {name}; write its two markers where the block belongs.")
+        text = before + marker + block + "\n" + end + after
+    return text
+
+
+def numbers_of(results: Results) -> dict:
+    """Every scene's numbers to four digits, with what the run is and what it chose."""
+
+    def rounded(value):
+        return [round(each, 4) for each in value] if isinstance(value, list) else value
+
+    return {
+        "about": json.loads((results.run / "about.json").read_text()),
+        "chosen": json.loads((results.run / "chosen.json").read_text()),
+        "results": {
+            name: {key: rounded(value) for key, value in result.items()} for name, result in results.all.items()
+        },
+    }
 
 
 def write(run: Path) -> None:
     """Fill the document's blocks and make its figures; `docs/evidence/numbers.json` has every scene's numbers."""
     results = Results(run)
     FIGURES.mkdir(parents=True, exist_ok=True)
-    convergence_figure(results), edits_figure(results), pictures_figure(results), dials_figure(results)
-    blocks = {
-        "about": about_text, "convergence": convergence_table, "reach": reach_table, "rules": rules_table, "dials": dials_table, "open": open_table,
-        "rates": rates_table, "beyond": beyond_table, **{f"edits-{task}": lambda results, task=task: edits_table(results, task) for task in studies.TASKS},
-    }  # fmt: skip
+    for draw in (convergence_figure, edits_figure, pictures_figure, dials_figure):
+        draw(results)
     document = DOCS / "evidence.md"
-    text = document.read_text(encoding="utf-8")
-    for name, block in blocks.items():
-        text, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda match, block=block: match[1] + block(results) + "\n" + match[2],
-            text,
-            flags=re.DOTALL,
-        )
-        assert found, f"{document} has no block {name}"
-    document.write_text(text, encoding="utf-8")
-    rounded = {
-        name: {key: [round(v, 4) for v in value] if isinstance(value, list) else value for key, value in result.items()}
-        for name, result in results.all.items()
-    }
-    numbers = {
-        "about": json.loads((run / "about.json").read_text()),
-        "chosen": json.loads((run / "chosen.json").read_text()),
-        "results": rounded,
-    }
-    (FIGURES / "numbers.json").write_text(json.dumps(numbers, separators=(",", ":")))
+    document.write_text(filled(document.read_text(encoding="utf-8"), blocks_of(results)), encoding="utf-8")
+    (FIGURES / "numbers.json").write_text(json.dumps(numbers_of(results), separators=(",", ":")))
     print(document)

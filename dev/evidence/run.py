@@ -1,9 +1,10 @@
-"""Make `docs/evidence.md` and its figures anew: what the method does on the drawn world, against its peers, with intervals.
+"""Make `docs/evidence.md` and its figures anew: what the method does on the drawn world, against its peers.
 
     python dev/evidence/run.py RUN            # half an hour on two idle cores; stopped, the same command goes on
     python dev/evidence/run.py RUN --report   # only the tables and figures of what RUN holds
 
-Seeded; two workers of one thread each. RUN holds a result for each measurement (`results/*.json`), the classifiers and a few pictures.
+Seeded; two workers of one thread each. RUN holds a result for each measurement (`results/*.json`), the classifiers and
+a few pictures.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))
-import comfyui  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import comfyui
+import in_process
 
+HERE = Path(__file__).resolve().parent
 _bench = None
 
 
 def _start(run: Path, sizes: dict[str, int]) -> None:
+    """Make a worker's bench, once."""
     global _bench
     from studies import Bench
 
@@ -48,7 +50,8 @@ def measure(run: Path, sizes: dict[str, int]) -> None:
     chosen: dict = {}
     with multiprocessing.get_context("spawn").Pool(2, _start, (run, sizes)) as pool:
         for stage, groups in studies.GROUPS.items():
-            for _ in pool.imap_unordered(_measure, [(stage, index) for index in range(len(groups))]):
+            tasks = [(stage, index) for index in range(len(groups))]
+            for _ in pool.imap_unordered(_measure, tasks):
                 pass
             if stage == "rates":
                 chosen["rates"] = studies.choose_rates(run)
@@ -57,23 +60,19 @@ def measure(run: Path, sizes: dict[str, int]) -> None:
             (run / "chosen.json").write_text(json.dumps(chosen, indent=1))
 
 
-def about(sizes: dict[str, int], seconds: float) -> dict:
+def about(run: Path, sizes: dict[str, int]) -> dict:
     """Machine, date, commit and time of the processors, for the document."""
-    git = lambda *arguments: subprocess.run(
-        ["git", *arguments], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()  # noqa: E731
-    processor = (
-        next(
-            (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-            platform.processor(),
-        )
-        if os.path.exists("/proc/cpuinfo")
-        else platform.processor()
-    )
+    from lab import unet_dtype
+
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    results = [json.loads(path.read_text()) for path in run.glob("results/*.json")]
+    seconds = sum(result.get("seconds", 0.0) for result in results)
     return {
-        "machine": f"{processor}, {os.cpu_count()} cores, no GPU",
+        "machine": f"{in_process.processor()}, no GPU",
+        "unet": str(unet_dtype()).removeprefix("torch."),
         "date": str(date.today()),
-        "commit": git("rev-parse", "--short", "HEAD"),
+        "commit": commit,
         "minutes": round(seconds / 60, 1),
         "sizes": sizes,
     }
@@ -96,20 +95,10 @@ def main() -> None:
     os.environ["COMFYUI_PATH"], os.environ["OMP_NUM_THREADS"] = str(host.path), "1"
     sys.path.append(str(HERE))
     options.run.mkdir(parents=True, exist_ok=True)
-    noted = options.run / "about.json"
     if not options.report:
         sizes = {"rates": options.tuning_scenes, "tune": options.tuning_scenes, "score": options.scenes}
         measure(options.run, sizes)
-        noted.write_text(
-            json.dumps(
-                about(
-                    sizes,
-                    sum(
-                        json.loads(path.read_text()).get("seconds", 0.0) for path in options.run.glob("results/*.json")
-                    ),
-                )
-            )
-        )
+        (options.run / "about.json").write_text(json.dumps(about(options.run, sizes)))
     from report import write
 
     write(options.run)
