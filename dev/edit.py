@@ -1,8 +1,10 @@
 """Edit a picture by a text, from nothing: set up ComfyUI, run its server with this pack, queue an example workflow.
 
-python dev/edit.py                                            # the model and a scene that come with the pack
-python dev/edit.py --text "a red dog jumping on the sea"      # the same scene, another text
-python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog on a meadow"
+    python dev/edit.py                                            # the model and a scene that come with the pack
+    python dev/edit.py --text "a red dog jumping on the sea"      # the same scene, another text
+    python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog on a meadow"
+
+An option that is not given leaves what the example workflow has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Import the pack's folders as parts of a package `baret`, without its nodes and without the host's loader.
 
-`import drawn`, then `from baret.world import scenes`. What builds on the host, as `baret.host.world` does, needs it loaded
-before (`in_process.load_host`).
+`import drawn`, then `from baret.world import scenes`. What builds on the host, as `baret.host.world` does, needs it
+loaded before (`in_process.load_host`).
 
 The checkout's root must not be on sys.path: its folder `nodes` would hide the host's module of that name.
 """
