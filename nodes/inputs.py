@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..baret_ops.inversions.step_rules import STEP_RULES
@@ -104,8 +106,8 @@ def target_text() -> io.Input:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def share(name: str, default: float, tooltip: str, advanced: bool | None = None) -> io.Input:
-    """A number from 0 to 1: a share of the steps, or of the greatest attention."""
+def share(name: str, default: float, tooltip: str, advanced: Any = None) -> io.Input:
+    """A number from 0 to 1: a share of the steps, or of the greatest attention. advanced: True or None."""
     return io.Float.Input(
         name, default=default, min=0.0, max=1.0, step=0.05, round=0.001, advanced=advanced, tooltip=tooltip
     )
@@ -248,7 +250,7 @@ def appearance() -> io.Input:
     )
 
 
-def seed(tooltip: str, advanced: bool | None = None) -> io.Input:
+def seed(tooltip: str, advanced: Any = None) -> io.Input:
     return io.Int.Input(
         "seed",
         default=0,

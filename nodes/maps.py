@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 from torch import Tensor
 
 from ..baret_ops.attention import EDIT, RECONSTRUCTION, TRANSITION
@@ -168,7 +169,7 @@ def _sheets(source: Tensor, pictures: Tensor, words: list[str], shown: Tensor) -
     sheets = []
     for image, heats in enumerate(shown):
         plain = [to_pil(process[image]) for process in pictures]
-        rows = [plain]
+        rows: list[list[Image.Image | None]] = [[*plain]]
         for word in heats:
             rows.append([with_heat(picture, heat) for picture, heat in zip(plain, word)])
         sheets.append(to_tensor(grid(to_pil(source[image]), list(_PROCESSES), ["picture", *words], rows)))

@@ -141,8 +141,11 @@ class _Sheet:
 
     def drawn(self, image: int) -> Image.Image:
         """The grid of one image of the batch; what is not done yet is grey."""
-        cells: list[list[Image.Image | None]] = [[to_pil(cell[image]) for cell in row] for row in self._rows]
-        cells += [[None] * len(self._columns)] * (len(self._etas) - len(self._rows))
+        cells: list[list[Image.Image | None]] = []
+        for row in self._rows:
+            cells.append([to_pil(cell[image]) for cell in row])
+        for _ in range(len(self._etas) - len(self._rows)):
+            cells.append([None for _ in self._columns])
         return grid(to_pil(self._source[image]), self._columns, self._etas, cells, self._corner)
 
     def edits(self) -> Tensor:

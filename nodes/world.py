@@ -86,5 +86,5 @@ class BaretWorldScene(io.ComfyNode):
             (scene,) = scenes.sample(seed, 1)
             fixed = {name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
             scene = replace(scene, **fixed)
-            picture, mask = scenes.render([scene])
+            picture, mask = scenes.render([scene])[:2]
             return io.NodeOutput(picture, scenes.plain_caption(scene), mask)

@@ -137,8 +137,8 @@ def auto_edit(
 ) -> AutoEdit:
     """Edit by the embeddings' target text, which need say no more than what is in the picture and what is new.
 
-    Every image of a batch is decided on its own. Row-forwards of an image, with N steps, K candidates and L levels of the
-    judge: ``2 L`` for the picture, ``2 K`` a step up to the choice and ``2 K L`` at it, 2 a step after it, and 2 a step
+    Every image of a batch is decided on its own. Row-forwards of an image, with N steps, K candidates and L levels of
+    the judge: ``2 L`` for the picture, ``2 K`` a step up to the choice and ``2 K L`` at it, 2 a step after it, and 2 a step
     for the reconstruction while it lends.
 
     effort: how many of CANDIDATES are tried, from 1. keep: see :func:`choose`. seed: of the judge's noise and of the
@@ -196,6 +196,6 @@ def auto_edit(
 
 
 def _seen(edits: Edits, picture: Tensor, may: Tensor, step: int) -> Tensor:
-    """The clean latent ``[B,C,h,w]`` that an edit predicts, as it would show: the picture's own where it may not change."""
+    """The clean latent ``[B,C,h,w]`` that an edit predicts, and the picture's own where it may not change."""
     (clean,) = edits.clean.values()
     return torch.lerp(picture, clean, may)

@@ -69,8 +69,9 @@ class Region:
 
     def rows(self, images: list[int]) -> Region:
         """This region of some of the images."""
-        shared = self.mask is None or len(self.mask) == 1
-        return self if shared else replace(self, mask=self.mask[images])
+        if self.mask is None or len(self.mask) == 1:
+            return self
+        return replace(self, mask=self.mask[images])
 
     def at(self, i: int, clean: Tensor, trajectory: Trajectory) -> Tensor | None:
         """The share of the edit after step i, ``[1 or B,1,h,w]``, None everywhere.
