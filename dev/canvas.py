@@ -32,6 +32,7 @@ LIVE = (
     "BaretNullTextInversion",
     "BaretInversion",
     "BaretBAMEdit",
+    "BaretAutoEdit",
     "BaretPromptToPromptEdit",
     "BaretMasaCtrlEdit",
     "KSampler",

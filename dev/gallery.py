@@ -57,7 +57,7 @@ def looks(client) -> dict[str, bytes]:
     (shown,) = (node for node in prompt.values() if node["_meta"]["title"] == "Edit")
     edit = shown["inputs"]["images"]
     dials = prompt[ids["BaretBAMEdit"]]["inputs"]
-    dials = {name: value for name, value in dials.items() if not isinstance(value, list)}
+    dials = {name: dials[name] for name in ("cfg", "passes", "max_resolution", "auto_mask", "tau_sa", "tau_ca")}
     world, ttis = ids["BaretWorldLoader"], ids["BaretTTISInversion"]
     models, clip = {"model": [world, 0], "vae": [world, 2]}, {"clip": [world, 1]}
     trajectory, embeddings = {"trajectory": [ttis, 0]}, {"embeddings": [ttis, 1]}

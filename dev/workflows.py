@@ -43,6 +43,7 @@ PICTURE = PICTURE_FILE.name
 SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
+SHORT_TEXT = "a dog lying"  # what is in the picture, and what is new
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 
@@ -87,6 +88,23 @@ Samples the edit, borrowing attention from the other two: where things are from 
 - Too little changed: lower `tau_sa` (to 0.2)."""
 
 
+AUTO_NOTE = """\
+Tries a few edits side by side. As soon as they can be told apart, **the model itself says which of them obey your
+text**, and the one that changes least goes on. Nothing is to be set.
+
+- *What was chosen* says how sure the model is, and when none obeys. Then try another `seed`, more `effort`, or
+other words.
+- A `mask` (white may change) holds the edit to a place."""
+
+SHORT_NOTE = """\
+**Press Run**: it works as it is, with nothing to download, on a small model that comes with this pack and a
+drawn scene.
+
+- Write into **Target text** what is in the picture, and what is new: *a dog lying*, *a yellow dog*, *a dog on a
+beach*. Nothing else is needed.
+- Dogs and cats that stand, sit, lie or jump, in six colours and five places, are what this model knows. Another
+`seed` of the scene is another scene."""
+
 RIGID_NOTE = """\
 For changes of **style, colour, background or kind of object**, where every shape stays. The embeddings go
 straight from the inversion into the edit: that is `eta` 1 throughout, so attention comes from the picture as it
@@ -117,9 +135,9 @@ def _texts(w: Workflow, clip: Link, text: str) -> tuple[Link, Link]:
     return target["CONDITIONING"], negative["CONDITIONING"]
 
 
-def _world(w: Workflow, text: str) -> Source:
+def _world(w: Workflow, text: str, note: str = WORLD_NOTE) -> Source:
     """The first stage on the model that comes with the pack: it runs anywhere, in seconds."""
-    w.stage("1. Model, picture, words", WORLD_NOTE)
+    w.stage("1. Model, picture, words", note)
     loader = w.add("BaretWorldLoader")
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
     w.add("PreviewImage", "Before", images=scene["image"])
@@ -213,6 +231,21 @@ def _full_edit(w: Workflow, source: Source) -> None:
 def baret_edit() -> Workflow:
     w = Workflow("baret_edit")
     _full_edit(w, _world(w, SCENE_TEXT))
+    return w
+
+
+def baret_auto_edit() -> Workflow:
+    w = Workflow("baret_auto_edit")
+    source = _world(w, SHORT_TEXT, SHORT_NOTE)
+    ttis = _invert(w, source)
+    w.stage("3. Edit, with no dial", AUTO_NOTE)
+    auto = w.add("BaretAutoEdit", model=source.model, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
+    w.add("PreviewAny", "What was chosen", source=auto["report"])
+    w.column()
+    decoded = w.add("VAEDecode", samples=auto["edit"], vae=source.vae)
+    w.add("SaveImage", "Edit", images=decoded["IMAGE"], filename_prefix="baret/auto")
+    both = w.add("ImageStitch", image1=source.image, image2=decoded["IMAGE"], direction="right", spacing_width=8)
+    w.add("PreviewImage", "Before and after", images=both["IMAGE"])
     return w
 
 
@@ -600,6 +633,7 @@ The picture is brought to `megapixels` with its proportions kept. The target tex
 
 
 WORKFLOWS = (
+    baret_auto_edit,
     baret_edit,
     baret_edit_photo,
     baret_rigid_edit,
