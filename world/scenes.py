@@ -95,7 +95,7 @@ def _random_scene(rng):
 
 # --- captions ---------------------------------------------------------------------------------------------------------
 
-_WORDS = {
+WORDS = {
     "animal": (("dog", "puppy", "hound"), ("cat", "kitty", "kitten")),
     "pose": (
         ("standing", "stands"),
@@ -131,7 +131,7 @@ _OTHER_WORDS = "a an the with and sun tree is of photo picture drawing under sun
 def vocabulary():
     """Every word a caption can hold, sorted: what the text side of the model has an embedding for."""
     words = set(_OTHER_WORDS.split())
-    for groups in _WORDS.values():
+    for groups in WORDS.values():
         for phrases in groups:
             words.update(" ".join(phrases).split())
     return sorted(words)
@@ -142,7 +142,7 @@ def plain_caption(scene):
 
     As "a red dog sitting on a beach, on the left, facing right, sun, tree".
     """
-    word = {name: groups[getattr(scene, name)][0] for name, groups in _WORDS.items()}
+    word = {name: groups[getattr(scene, name)][0] for name, groups in WORDS.items()}
     head = f"a {word['colour']} {word['animal']} {word['pose']} {word['place']}"
     return ", ".join([head, word["position"], word["facing"], *_extras_of(scene)])
 
@@ -157,7 +157,7 @@ def caption(scene, seed, keep=0.9):
     keep: how likely each fact is named, 0 to 1.
     """
     rng = random.Random(int(seed))
-    word = {name: rng.choice(groups[getattr(scene, name)]) for name, groups in _WORDS.items()}
+    word = {name: rng.choice(groups[getattr(scene, name)]) for name, groups in WORDS.items()}
     kept = {name: text if rng.random() < keep else "" for name, text in word.items()}
     subject = _subject(rng, kept["colour"], word["animal"])
     pose = _pose(rng, kept["pose"])
