@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CFG = 7.5
 WORLD_HEADS, SD15_HEADS = 2, 8
 UNSTOPPED = {"stop_threshold": 0.0, "stop_growth": 0.0}  # every step takes all its updates
+ESTIMATES = "host.gradients"  # the pack's module that estimates memory and decides by it
 WORLD_SEED = 3_000_000_000  # of scenes that the drawn world's model was not trained on
 
 TITLES = {
@@ -305,7 +306,7 @@ class Bench:
         if not self.cuda and not Path("/proc/self/clear_refs").exists():
             return []
         inversion = self.invert(problem, 2)[:2]
-        estimate = self.pack.module("host.gradients").activations
+        estimate = self.pack.module(ESTIMATES).activations
         shape = tuple(problem.latent["samples"].shape[1:])
         table = []
 
@@ -335,13 +336,13 @@ class Bench:
     @contextlib.contextmanager
     def recomputing(self, recompute: bool) -> Iterator[None]:
         """Within it, the tuning computes blocks again or keeps all activations, whatever memory is free."""
-        gradients = self.pack.module("host.gradients")
-        decide = gradients.must_recompute
-        gradients.must_recompute = lambda *_: recompute
+        estimates = self.pack.module(ESTIMATES)
+        decide = estimates.must_recompute
+        estimates.must_recompute = lambda *_, **__: recompute
         try:
             yield
         finally:
-            gradients.must_recompute = decide
+            estimates.must_recompute = decide
 
     def growth(self, steps: int) -> list[dict]:
         """Seconds and rows of TTIS on the drawn world as one thing at a time doubles."""
