@@ -26,11 +26,12 @@ def test_equals_explicit_softmax(passes, uncond):
         q, k, v = n @ wq, source @ wk, source @ wv
         wanted = attend(q, k, v)
         for index, conditional in enumerate(passes):
-            if conditional or uncond:
-                chunk = index * 3 * B
-                for b in range(B):
-                    lent = chunk + lender * B + b
-                    wanted[chunk + b] = attend(q[lent], k[lent], v[chunk + b])
+            if not (conditional or uncond):
+                continue
+            for image in range(B):
+                edit = index * 3 * B + image
+                lent = edit + lender * B
+                wanted[edit] = attend(q[lent], k[lent], v[edit])
         got_n, got_context, got_value = share(n, source, source, passes)
         torch.testing.assert_close(attend(got_n @ wq, got_context @ wk, got_value @ wv), wanted)
 

@@ -55,11 +55,12 @@ def test_sums_over_blocks_of_other_grids(qk):
     sums.add(coarse, k, HEADS, torch.eye(T), (2, 3))
     mean = sums.mean()
     assert mean.shape == (R, T, *GRID)
-    small = torch.nn.functional.interpolate(
-        explicit(coarse, k).transpose(1, 2).unflatten(2, (2, 3)), size=GRID, mode="bilinear"
-    )
-    torch.testing.assert_close(mean, (explicit(q, k).transpose(1, 2).unflatten(2, GRID) + small) / 2)
-    torch.testing.assert_close(mean.sum(1), torch.ones(R, *GRID)), "each place spreads its attention over all tokens"
+    fine_map = explicit(q, k).transpose(1, 2).unflatten(2, GRID)
+    coarse_map = explicit(coarse, k).transpose(1, 2).unflatten(2, (2, 3))
+    enlarged = torch.nn.functional.interpolate(coarse_map, size=GRID, mode="bilinear")
+    torch.testing.assert_close(mean, (fine_map + enlarged) / 2)
+    # Each place spreads its attention over all tokens.
+    torch.testing.assert_close(mean.sum(1), torch.ones(R, *GRID))
 
 
 def test_rows_of_a_process():

@@ -15,29 +15,30 @@ def pair():
     return a, (a + 0.1 * torch.randn(a.shape, generator=generator)).clamp(0, 1)
 
 
+def ssim_of_a_window(p, q, weights):
+    """Wang et al. 2004, equation 13, of two windows of one channel in 0..1."""
+    mean_p, mean_q = (weights * p).sum(), (weights * q).sum()
+    variance_p, variance_q = (weights * (p - mean_p) ** 2).sum(), (weights * (q - mean_q) ** 2).sum()
+    covariance = (weights * (p - mean_p) * (q - mean_q)).sum()
+    luminance = (2 * mean_p * mean_q + 1e-4) / (mean_p**2 + mean_q**2 + 1e-4)
+    structure = (2 * covariance + 9e-4) / (variance_p + variance_q + 9e-4)
+    return luminance * structure
+
+
 def ssim_written_out(a, b, where=None):
-    """Wang et al. 2004 window by window."""
+    """SSIM window by window, the mean over channels, weighted by ``where`` at the windows' middles."""
     offsets = torch.arange(11) - 5
     gauss = torch.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2)).double()
     gauss /= gauss.sum()
-    values, weights = [], []
+    total, weight = 0.0, 0.0
     for y in range(5, a.shape[0] - 5):
         for x in range(5, a.shape[1] - 5):
-            here = 0.0
-            for c in range(a.shape[2]):
-                p, q = (t[y - 5 : y + 6, x - 5 : x + 6, c].double() for t in (a, b))
-                mp, mq = (gauss * p).sum(), (gauss * q).sum()
-                vp, vq, cov = (
-                    (gauss * (p - mp) ** 2).sum(),
-                    (gauss * (q - mq) ** 2).sum(),
-                    (gauss * (p - mp) * (q - mq)).sum(),
-                )
-                here += (
-                    (2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)) / a.shape[2]
-                )
-            values.append(here)
-            weights.append(1.0 if where is None else where[y, x])
-    return sum(w * v for w, v in zip(weights, values)) / sum(weights)
+            p, q = (t[y - 5 : y + 6, x - 5 : x + 6].double().unbind(-1) for t in (a, b))
+            channels = [ssim_of_a_window(p_channel, q_channel, gauss) for p_channel, q_channel in zip(p, q)]
+            here = 1.0 if where is None else where[y, x]
+            total += here * sum(channels) / len(channels)
+            weight += here
+    return total / weight
 
 
 def test_psnr(pair):

@@ -80,6 +80,5 @@ def test_local_blend_marks_what_either_looks_at():
     wanted = torch.zeros(8, 8, dtype=torch.bool)
     wanted[1:4, 0:3] = wanted[1:4, 5:8] = True
     assert torch.equal(mask, wanted)
-    assert not LocalBlend(None, None).mask(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), (8, 8)).any(), (
-        "words that nothing looks at"
-    )
+    nothing = torch.zeros(1, 1, 4, 4)
+    assert not LocalBlend(None, None).mask(nothing, nothing, (8, 8)).any(), "words that nothing looks at"

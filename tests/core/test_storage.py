@@ -55,9 +55,10 @@ def rewrite(path, change_tensors=None, change_about=None):
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["baret"])
     tensors = load_file(path)
-    for change, value in ((change_tensors, tensors), (change_about, about)):
-        if change:
-            change(value)
+    if change_tensors is not None:
+        change_tensors(tensors)
+    if change_about is not None:
+        change_about(about)
     save_file(tensors, path, {"baret": json.dumps(about)})
 
 
@@ -92,15 +93,13 @@ def test_a_negative_of_each_step_comes_back(inversion, tmp_path):
 
 def test_names_what_a_file_cannot_hold(inversion, tmp_path):
     path = tmp_path / "controlled.safetensors"
-    save_inversion(
-        path,
-        inversion[0],
-        replace(
-            inversion[1],
-            positive_options={"control": object(), "hooks": 1, "pooled_output": None},
-            negative_options={"control": object()},
-        ),
+    trajectory, embeddings = inversion
+    controlled = replace(
+        embeddings,
+        positive_options={"control": object(), "hooks": 1, "pooled_output": None},
+        negative_options={"control": object()},
     )
+    save_inversion(path, trajectory, controlled)
     for _ in range(2):  # saved again it still says so
         trajectory, embeddings = load_inversion(path)
         assert (embeddings.missing_positive, embeddings.missing_negative) == (("control", "hooks"), ("control",))
@@ -132,6 +131,15 @@ def put(key, value):
     return lambda values: values.__setitem__(key, value)
 
 
+OTHER_FAMILY = {
+    "prediction": "epsilon",
+    "latent_channels": 4,
+    "context_dim": 9,
+    "sigma_max": 14.6,
+    "latent_scale": 1.0,
+}
+
+
 @pytest.mark.parametrize(
     "tensors, about, sentence",
     [
@@ -147,20 +155,7 @@ def put(key, value):
         (None, put("version", 99), "format version 99 and this pack reads version 1"),
         (None, put("format", "lora"), "not an inversion of this pack"),
         (None, put("family", {"prediction": "epsilon"}), "not a whole inversion"),
-        (
-            None,
-            put(
-                "family",
-                {
-                    "prediction": "epsilon",
-                    "latent_channels": 4,
-                    "context_dim": 9,
-                    "sigma_max": 14.6,
-                    "latent_scale": 1.0,
-                },
-            ),
-            "9-wide text",
-        ),
+        (None, put("family", OTHER_FAMILY), "9-wide text"),
         (None, put("timesteps", [1]), "not a whole inversion"),
         (None, put("timesteps", "x" * 9), "not a whole inversion"),
         (None, remove("guidance_scale"), "not a whole inversion"),

@@ -9,28 +9,28 @@ STEPS = 4
 
 
 @pytest.fixture
-def invert(execute, model, text, picture):
+def invert(ttis, model):
     def call(**inputs):
-        return execute(
-            "BaretTTISInversion",
-            **{
-                "model": model,
-                "positive": text(1),
-                "negative": text(2),
-                "latent": picture(),
-                "steps": STEPS,
-                "iterations": 1,
-                **inputs,
-            },
-        )
+        return ttis(**{"model": model, "steps": STEPS, "iterations": 1, **inputs})
 
     return call
 
 
 @pytest.fixture
-def edit(execute, model):
-    def call(trajectory, embeddings, **inputs):
-        return execute("BaretBAMEdit", **{"model": model, "trajectory": trajectory, "embeddings": embeddings, **inputs})
+def edit(bam, model):
+    def call(trajectory, embeddings, model=model, **inputs):
+        return bam(model, trajectory, embeddings, **inputs)
+
+    return call
+
+
+@pytest.fixture
+def save(execute, host):
+    """Save Inversion under a name; returns the path of the first file of that name."""
+
+    def call(name, trajectory, embeddings):
+        execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix=name)
+        return host.base / "output" / f"{name}_00001_.safetensors"
 
     return call
 
@@ -60,26 +60,24 @@ def test_a_model_that_is_no_unet(invert, make_model):
 
 
 def test_a_model_without_cross_attention(invert, make_model):
+    without = {"transformer_depth": [0, 0], "transformer_depth_middle": -1, "transformer_depth_output": [0, 0, 0, 0]}
     with refused("without cross-attention to one text"):
-        invert(
-            model=make_model(
-                transformer_depth=[0, 0], transformer_depth_middle=-1, transformer_depth_output=[0, 0, 0, 0]
-            )
-        )
+        invert(model=make_model(**without))
 
 
 def test_a_model_with_another_sampling(invert, model):
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 
-    for patched in (
+    sentence = (
+        "the model samples by .*; a discrete schedule with epsilon or v prediction fits: remove the sampling patch"
+    )
+    for (patched,) in (
         ModelSamplingContinuousEDM().patch(model, "eps", 120.0, 0.002),
         ModelSamplingDiscrete().patch(model, "x0", False),
         ModelSamplingDiscrete().patch(model, "lcm", False),
     ):
-        with refused(
-            "the model samples by .*; a discrete schedule with epsilon or v prediction fits: remove the sampling patch"
-        ):
-            invert(model=patched[0])
+        with refused(sentence):
+            invert(model=patched)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +154,13 @@ def test_trajectory_and_embeddings_of_different_inversions(invert, edit, execute
     pair = invert(latent=picture(images=2))
     wide = make_model(context_dim=32)
     other = invert(model=wide, positive=text(1, width=32), negative=text(2, width=32))
-    for call, node in (
-        (edit, "BAM Edit"),
-        (lambda t, e: execute("BaretToSampler", trajectory=t, embeddings=e), "Embeddings to Sampler"),
-    ):
-        with refused(
-            f"{node}: the trajectory has 4 steps and the embeddings have 5; connect both from the same TTIS Inversion"
-        ):
+
+    def to_sampler(trajectory, embeddings):
+        return execute("BaretToSampler", trajectory=trajectory, embeddings=embeddings)
+
+    for call, node in ((edit, "BAM Edit"), (to_sampler, "Embeddings to Sampler")):
+        sentence = "the trajectory has 4 steps and the embeddings have 5; connect both from the same TTIS Inversion"
+        with refused(f"{node}: {sentence}"):
             call(trajectory, longer[1])
         with refused(f"{node}: the trajectory holds 1 image.* and the embeddings are for 2"):
             call(trajectory, pair[1])
@@ -173,23 +171,25 @@ def test_trajectory_and_embeddings_of_different_inversions(invert, edit, execute
 
 
 def test_a_trajectory_of_another_model(invert, edit, make_model, model):
-    trajectory, embeddings, _ = invert()
-    for other in (make_model(context_dim=32), make_model(v_prediction=True)):
-        with refused(
-            "BAM Edit: the trajectory was made on an epsilon model .* and the model is an .*; "
-            "use a model of the same family, or invert again"
-        ):
-            edit(trajectory, embeddings, model=other)
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    trajectory, embeddings, _ = invert()
+    sentence = (
+        "BAM Edit: the trajectory was made on an epsilon model .* and the model is an .*; "
+        "use a model of the same family, or invert again"
+    )
+    for other in (make_model(context_dim=32), make_model(v_prediction=True)):
+        with refused(sentence):
+            edit(trajectory, embeddings, model=other)
 
     (zsnr,) = ModelSamplingDiscrete().patch(model, "eps", True)
     with refused("BAM Edit: the trajectory was made on an epsilon model"):
         edit(trajectory, embeddings, model=zsnr)
+
+    schedule = trajectory.schedule
+    other_levels = replace(trajectory, schedule=replace(schedule, sigmas=schedule.sigmas * 1.001))
     with refused("the trajectory's noise levels are not those of this model's schedule"):
-        edit(
-            replace(trajectory, schedule=replace(trajectory.schedule, sigmas=trajectory.schedule.sigmas * 1.001)),
-            embeddings,
-        )
+        edit(other_levels, embeddings)
 
 
 def test_masks_that_are_not_one_per_image(invert, edit):
@@ -199,60 +199,56 @@ def test_masks_that_are_not_one_per_image(invert, edit):
 
 
 def test_a_patch_that_changes_the_batch(invert, edit, model):
+    def with_a_row_more(n, context, value, extra):
+        return torch.cat([n, n[:1]]), context, value
+
     trajectory, embeddings, _ = invert()
     other = model.clone()
-    other.set_model_attn1_patch(lambda n, context, value, extra: (torch.cat([n, n[:1]]), context, value))
+    other.set_model_attn1_patch(with_a_row_more)
     with refused("BAM Edit: attention of .* rows came .* another patch on this model changes the batch size"):
         edit(trajectory, embeddings, model=other)
 
 
 def test_nan_in_the_edit_says_where(invert, edit, model):
+    def wrapper(apply, args):
+        out = apply(args["input"], args["timestep"], **args["c"])
+        return out * float("nan") if args["timestep"][0] < 1 else out
+
     trajectory, embeddings, _ = invert()
     broken = model.clone()
-    broken.set_model_unet_function_wrapper(
-        lambda apply, args: (
-            apply(args["input"], args["timestep"], **args["c"]) * (float("nan") if args["timestep"][0] < 1 else 1.0)
-        )
-    )
+    broken.set_model_unet_function_wrapper(wrapper)
     with refused(r"BAM Edit: NaN or infinity appeared in the sampling at step \d of 4 \(time \d+\)", RuntimeError):
         edit(trajectory, embeddings, model=broken)
 
 
 class TestFiles:
-    def test_saved_and_loaded_edits_alike(self, invert, edit, execute, host):
+    def test_saved_and_loaded_edits_alike(self, invert, edit, save, execute):
         trajectory, embeddings, _ = invert()
         (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings)
-        execute("BaretSaveInversion", trajectory=trajectory, embeddings=moving, filename_prefix="mine/run")
-        assert (host.base / "output" / "mine" / "run_00001_.safetensors").is_file()
-        execute("BaretSaveInversion", trajectory=trajectory, embeddings=moving, filename_prefix="mine/run")
-        assert (host.base / "output" / "mine" / "run_00002_.safetensors").is_file(), (
-            "an earlier file is never written over"
-        )
+        first = save("mine/run", trajectory, moving)
+        assert first.is_file()
+        save("mine/run", trajectory, moving)
+        assert first.with_name("run_00002_.safetensors").is_file(), "an earlier file is never written over"
         loaded = execute("BaretLoadInversion", file="mine/run_00001_.safetensors [output]")
-        assert torch.equal(edit(*loaded)[0]["samples"], edit(trajectory, moving)[0]["samples"])
+        assert torch.equal(edit(*loaded), edit(trajectory, moving))
 
-    def test_the_list_names_what_can_be_loaded(self, invert, execute, host, pack):
+    def test_the_list_names_what_can_be_loaded(self, invert, save, execute, host, pack):
+        loader = pack.nodes["BaretLoadInversion"]
         trajectory, embeddings, _ = invert()
-        execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="listed")
-        (host.base / "input" / "given.safetensors").write_bytes(
-            (host.base / "output" / "listed_00001_.safetensors").read_bytes()
-        )
-        options = pack.nodes["BaretLoadInversion"].define_schema().inputs[0].options
-        assert {"given.safetensors", "listed_00001_.safetensors [output]"} <= set(options)
-        for name in ("given.safetensors", "listed_00001_.safetensors [output]"):
-            assert pack.nodes["BaretLoadInversion"].validate_inputs(file=name) is True
+        saved = save("listed", trajectory, embeddings)
+        given = host.base / "input" / "given.safetensors"
+        given.write_bytes(saved.read_bytes())
+        names = {"given.safetensors", "listed_00001_.safetensors [output]"}
+        assert names <= set(loader.define_schema().inputs[0].options)
+        for name in names:
+            assert loader.validate_inputs(file=name) is True
             execute("BaretLoadInversion", file=name)
-        before = pack.nodes["BaretLoadInversion"].fingerprint_inputs(file="given.safetensors")
-        execute(
-            "BaretSaveInversion",
-            trajectory=trajectory,
-            embeddings=embeddings.with_transition(0.5, 0.5),
-            filename_prefix="listed",
-        )
-        (host.base / "output" / "listed_00002_.safetensors").replace(host.base / "input" / "given.safetensors")
-        assert pack.nodes["BaretLoadInversion"].fingerprint_inputs(file="given.safetensors") != before, (
-            "a file written anew is read anew"
-        )
+
+        before = loader.fingerprint_inputs(file="given.safetensors")
+        save("listed", trajectory, embeddings.with_transition(0.5, 0.5))
+        saved.with_name("listed_00002_.safetensors").replace(given)
+        after = loader.fingerprint_inputs(file="given.safetensors")
+        assert after != before, "a file written anew is read anew"
 
     @pytest.mark.parametrize(
         "name",
@@ -269,30 +265,24 @@ class TestFiles:
             execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="../../out")
 
     def test_a_file_that_is_not_there(self, pack):
-        assert "does not exist; choose one from the list" in pack.nodes["BaretLoadInversion"].validate_inputs(
-            file="gone.safetensors"
-        )
+        answer = pack.nodes["BaretLoadInversion"].validate_inputs(file="gone.safetensors")
+        assert "does not exist; choose one from the list" in answer
 
-    def test_a_truncated_file(self, invert, execute, host):
+    def test_a_truncated_file(self, invert, save, execute, host):
         trajectory, embeddings, _ = invert()
-        execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="cut")
-        whole = (host.base / "output" / "cut_00001_.safetensors").read_bytes()
+        whole = save("cut", trajectory, embeddings).read_bytes()
         (host.base / "input" / "cut.safetensors").write_bytes(whole[:-100])
         with refused("Load Inversion: cut.safetensors cannot be read as a safetensors file"):
             execute("BaretLoadInversion", file="cut.safetensors")
 
-    def test_an_inversion_with_a_controlnet_asks_for_it(self, invert, edit, execute, text, host):
+    def test_an_inversion_with_a_controlnet_asks_for_it(self, invert, edit, save, execute, text):
         trajectory, embeddings, _ = invert()
-        execute(
-            "BaretSaveInversion",
-            trajectory=trajectory,
-            embeddings=replace(embeddings, positive_options={"control": object()}),
-            filename_prefix="controlled",
-        )
+        save("controlled", trajectory, replace(embeddings, positive_options={"control": object()}))
         trajectory, embeddings = execute("BaretLoadInversion", file="controlled_00001_.safetensors [output]")
-        with refused(
+        sentence = (
             "BAM Edit: the embeddings were made with control on the conditioning, which a file cannot hold; connect"
-        ):
+        )
+        with refused(sentence):
             edit(trajectory, embeddings)
         (again,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=text(1))
         edit(trajectory, again)

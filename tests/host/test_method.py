@@ -12,65 +12,45 @@ def close(a, b, relative=1e-5):
 
 
 @pytest.fixture
-def invert(execute, model, text, picture):
+def invert(ttis, model):
     def call(**inputs):
-        given = {
-            "model": model,
-            "positive": text(1),
-            "negative": text(2),
-            "latent": picture(),
-            "steps": STEPS,
-            "cfg": CFG,
-            "learning_rate": 0.05,
-            "iterations": 2,
-        }
-        return execute("BaretTTISInversion", **{**given, **inputs})
+        given = {"model": model, "steps": STEPS, "cfg": CFG, "learning_rate": 0.05, "iterations": 2}
+        return ttis(**{**given, **inputs})
 
     return call
 
 
 @pytest.fixture
-def edit(execute, model):
-    def call(trajectory, embeddings, **inputs):
-        return execute(
-            "BaretBAMEdit", **{"model": model, "trajectory": trajectory, "embeddings": embeddings, "cfg": CFG, **inputs}
-        )[0]["samples"]
+def edit(bam, model):
+    def call(trajectory, embeddings, model=model, **inputs):
+        return bam(model, trajectory, embeddings, cfg=CFG, **inputs)
 
     return call
 
 
-def plain_sampling(model, trajectory, positive, negative, cfg=CFG):
+@pytest.fixture
+def plain_sampling(stock_euler, text):
     """Guided euler sampling from the inverted noise with the host's own sampler, in VP form, unscaled."""
-    import comfy.sample
-    import comfy.samplers
 
-    schedule = trajectory.schedule
-    noisy = trajectory.pivots[0] * schedule.scale(0) / trajectory.family.latent_scale
-    with torch.inference_mode():
-        out = comfy.sample.sample_custom(
-            model,
-            torch.zeros_like(noisy),
-            cfg,
-            comfy.samplers.sampler_object("euler"),
-            schedule.sigmas.float(),
-            positive,
-            negative,
-            noisy,
-            disable_pbar=True,
-        )
-    return out / schedule.scale(schedule.steps)
+    def call(model, trajectory):
+        schedule = trajectory.schedule
+        noisy = trajectory.pivots[0] * schedule.scale(0) / trajectory.family.latent_scale
+        out = stock_euler(model, CFG, schedule.sigmas.float(), text(1), text(2), noisy)
+        return out / schedule.scale(schedule.steps)
+
+    return call
 
 
-def test_without_updates_ttis_is_plain_guided_sampling(invert, model, text):
+def test_without_updates_ttis_is_plain_guided_sampling(invert, plain_sampling, model):
     trajectory, embeddings, reconstruction = invert(iterations=0)
     assert torch.equal(embeddings.tuned, embeddings.target.expand_as(embeddings.tuned))
     assert embeddings.updates.sum() == 0
-    close(reconstruction["samples"], plain_sampling(model, trajectory, text(1), text(2)))
+    close(reconstruction["samples"], plain_sampling(model, trajectory))
 
 
-def test_without_sharing_the_edit_is_plain_guided_sampling(invert, edit, model, text):
+def test_without_sharing_the_edit_is_plain_guided_sampling(invert, edit, plain_sampling, model):
     trajectory, embeddings, _ = invert()
-    close(edit(trajectory, embeddings, tau_sa=0.0, tau_ca=0.0), plain_sampling(model, trajectory, text(1), text(2)))
+    close(edit(trajectory, embeddings, tau_sa=0.0, tau_ca=0.0), plain_sampling(model, trajectory))
 
 
 def test_eta_one_is_the_tuned_embedding_to_the_bit(invert, execute):
@@ -114,19 +94,16 @@ def test_an_image_does_not_depend_on_its_batch(invert, picture, text):
         alone = invert(latent={"samples": latent[row : row + 1]}, positive=[texts[row]], **rule)
         assert torch.equal(together[1].updates[:, row], alone[1].updates[:, 0])
         close(together[0].latents[:, row], alone[0].latents[:, 0], 1e-3)
-    assert (together[1].updates[:, 0] != together[1].updates[:, 1]).any(), (
-        "the pictures should stop at different times for this test to mean anything"
-    )
+    first, second = together[1].updates.unbind(1)
+    assert (first != second).any(), "the pictures should stop at different times for this test to mean anything"
 
 
-def test_cond_and_uncond_together_or_apart(invert, edit, execute, monkeypatch):
+def test_cond_and_uncond_together_or_apart(invert, edit, execute, run_passes_apart):
     """A host short of memory runs them apart."""
-    import comfy.model_patcher
-
     trajectory, embeddings, _ = invert()
     (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings)
     together = edit(trajectory, moving)
-    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
+    run_passes_apart()
     close(edit(trajectory, moving), together)
 
 
@@ -141,12 +118,12 @@ def test_enough_tuning_reaches_the_picture(invert, picture):
     assert losses[2] < 0.05 * losses[0] and losses[2] < 0.3 * losses[1] < losses[0], losses
 
 
-def test_v_prediction_and_odd_sizes(invert, edit, make_model, picture, text, execute):
+def test_v_prediction_and_odd_sizes(invert, edit, plain_sampling, make_model, picture):
     """SD2-like: v prediction and linear projections, at a latent size that no level divides."""
     model = make_model(v_prediction=True, use_linear_in_transformer=True)
     latent = picture(height=7, width=9)
     trajectory, embeddings, reconstruction = invert(model=model, latent=latent, iterations=0)
-    close(reconstruction["samples"], plain_sampling(model, trajectory, text(1), text(2)), 1e-4)
+    close(reconstruction["samples"], plain_sampling(model, trajectory), 1e-4)
     close(edit(trajectory, embeddings, model=model), reconstruction["samples"], 1e-4)
 
 

@@ -34,17 +34,18 @@ def explicit(model, sharing, labels):
 
     def attention(lenders):
         def replace(q, k, v, extra):
-            rows, heads = q.shape[0], extra["n_heads"]
-            q, k, v = (t.reshape(rows, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
+            heads, passes = extra["n_heads"], extra["cond_or_uncond"]
+            q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
             weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
-            chunk = rows // len(extra["cond_or_uncond"])
-            if lenders is not None and (sharing.max_tokens is None or q.shape[2] <= sharing.max_tokens):
-                for index, label in enumerate(extra["cond_or_uncond"]):
+            shares = lenders is not None and (sharing.max_tokens is None or q.shape[2] <= sharing.max_tokens)
+            if shares:
+                weights = weights.unflatten(0, (len(passes), -1, B))
+                for chunk, label in enumerate(passes):
                     labels.append(label)
                     if label == 0 or sharing.uncond:
-                        here = slice(index * chunk, (index + 1) * chunk)
-                        weights[here] = weights[here].unflatten(0, (-1, B))[list(lenders)].flatten(0, 1)
-            return (weights @ v).transpose(1, 2).reshape(rows, -1, v.shape[-1] * heads)
+                        weights[chunk] = weights[chunk, list(lenders)]
+                weights = weights.flatten(0, 2)
+            return (weights @ v).transpose(1, 2).flatten(2)
 
         return replace
 
@@ -57,11 +58,9 @@ def explicit(model, sharing, labels):
 @pytest.mark.parametrize("uncond", [False, True])
 @pytest.mark.parametrize("max_tokens", [None, 24])
 @pytest.mark.parametrize("apart", [False, True])
-def test_equals_explicit_attention(pack, model, predict_in, monkeypatch, uncond, max_tokens, apart):
-    import comfy.model_patcher
-
+def test_equals_explicit_attention(pack, model, predict_in, run_passes_apart, uncond, max_tokens, apart):
     if apart:
-        monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
+        run_passes_apart()
     sharing = pack.modules["baret_ops.attention"].Sharing(
         processes=3, self_from=(2, 1, 2), cross_from=(1, 1, 2), max_tokens=max_tokens, uncond=uncond
     )
@@ -80,8 +79,10 @@ def test_equals_explicit_attention(pack, model, predict_in, monkeypatch, uncond,
     plain = predict_in(lambda predict: predict(x, 5.0, cond=cond, uncond=uncond_text))
     edited = slice(0, B)
     assert (shared[0][edited] - plain[0][edited]).abs().max() > 1e-3
-    torch.testing.assert_close(shared[0][B:], plain[0][B:], rtol=1e-4, atol=1e-5), "the lenders are as without sharing"
-    assert ((shared[1][edited] - plain[1][edited]).abs().max() > 1e-3) == uncond
+    # The lenders are as without sharing.
+    torch.testing.assert_close(shared[0][B:], plain[0][B:], rtol=1e-4, atol=1e-5)
+    differs = (shared[1][edited] - plain[1][edited]).abs().max() > 1e-3
+    assert differs == uncond
 
 
 def test_the_negative_alone_keeps_its_label(pack, predict_in):
@@ -92,21 +93,24 @@ def test_the_negative_alone_keeps_its_label(pack, predict_in):
     assert torch.equal(predict_in(lambda predict: predict(x, 5.0, uncond=text, sharing=sharing))[1], plain)
 
 
-def test_every_block_is_met_once_a_call(pack, model, execute, text, picture, monkeypatch):
+def test_every_block_is_met_once_a_call(pack, model, execute, ttis, bam, monkeypatch):
     sharing = pack.modules["baret_ops.attention"].Sharing
     fired = {"share_self": [], "share_cross": []}
+
+    def watched(share, seen):
+        def call(self, n, *rest):
+            seen.append(n.shape[1])
+            return share(self, n, *rest)
+
+        return call
+
     for name, seen in fired.items():
-        real = getattr(sharing, name)
-        monkeypatch.setattr(
-            sharing, name, lambda self, n, *rest, real=real, seen=seen: seen.append(n.shape[1]) or real(self, n, *rest)
-        )
-    trajectory, embeddings, _ = execute(
-        "BaretTTISInversion", model=model, positive=text(1), negative=text(2), latent=picture(), steps=10, iterations=0
-    )
+        monkeypatch.setattr(sharing, name, watched(getattr(sharing, name), seen))
+    trajectory, embeddings, _ = ttis(model, steps=10, iterations=0)
     assert fired == {"share_self": [], "share_cross": []}
     (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings)
-    execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=moving)
-    # 7 transformer blocks: 3 see 96 tokens, 4 see 24. Three steps share self-attention, six cross-attention; while only the
-    # cross-attention is shared both passes come in one call.
+    bam(model, trajectory, moving)
+    # 7 transformer blocks: 3 see 96 tokens, 4 see 24. Three steps share self-attention, six cross-attention. While only
+    # the cross-attention is shared both passes come in one call.
     for seen in fired.values():
         assert len(seen) == 6 * 7 and seen.count(96) == 6 * 3

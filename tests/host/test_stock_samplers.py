@@ -1,5 +1,7 @@
 """Embeddings to Sampler: stock nodes sample our processes themselves and agree with ours."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,63 +13,34 @@ def close(a, b, relative):
 
 
 @pytest.fixture
-def inversion(execute, model, text, picture):
-    def call(steps=STEPS, **inputs):
-        given = {
-            "model": model,
-            "positive": text(1),
-            "negative": text(2),
-            "latent": picture(),
-            "steps": steps,
-            "cfg": CFG,
-            "learning_rate": 0.05,
-            "iterations": 2,
-        }
-        trajectory, embeddings, _ = execute("BaretTTISInversion", **{**given, **inputs})
-        return trajectory, execute("BaretTransitionEmbedding", embeddings=embeddings)[0]
+def inversion(execute, ttis, model):
+    def call(**inputs):
+        given = {"steps": STEPS, "cfg": CFG, "learning_rate": 0.05, "iterations": 2}
+        trajectory, embeddings, _ = ttis(model, **{**given, **inputs})
+        (moving,) = execute("BaretTransitionEmbedding", embeddings=embeddings)
+        return trajectory, moving
 
     return call
 
 
 @pytest.fixture
-def processes(pack, execute, model):
+def processes(pack, bam, model):
     """Our own sampling of each process: the trajectory's latents, or an edit without sharing of the process's text."""
 
-    def call(trajectory, embeddings, process):
-        if process == "reconstruction":
-            return trajectory.latents[-1] / trajectory.family.latent_scale
+    def transition(trajectory, embeddings):
+        """What TTIS samples without updates when its text changes by step."""
+        ttis, step_rules = (pack.modules[f"baret_ops.inversions.{name}"] for name in ("tuning", "step_rules"))
+        steps = iter(range(trajectory.schedule.steps))
 
-        if process == "target":
-            return execute(
-                "BaretBAMEdit",
-                model=model,
-                trajectory=trajectory,
-                embeddings=embeddings,
-                tau_sa=0.0,
-                tau_ca=0.0,
-                cfg=CFG,
-            )[0]["samples"]
-        # The transition: what TTIS samples without updates when its text changes by step.
-        ttis, schedule = pack.modules["baret_ops.inversions.tuning"], trajectory.schedule
-        step = iter(range(schedule.steps))
-
-        class Fixed:
-            def __call__(self, task, embedding, memory):
-                e = embeddings.transition(next(step))
-                r = task.residual(e, list(range(e.shape[0])), gradient=False)
-                return pack.modules["baret_ops.inversions.step_rules"].Found(
-                    e, r, task.losses(r), torch.zeros(e.shape[0], dtype=torch.int64)
-                )
+        def no_search(task, embedding, memory):
+            e = embeddings.transition(next(steps))
+            r = task.residual(e, list(range(len(e))), gradient=False)
+            return step_rules.Found(e, r, task.losses(r), torch.zeros(len(e), dtype=torch.int64))
 
         def loop(predict, device):
+            texts = embeddings.target, embeddings.negative
             return ttis.ttis(
-                predict,
-                trajectory.pivots,
-                embeddings.target,
-                embeddings.negative,
-                schedule,
-                guidance_scale=CFG,
-                rule=Fixed(),
+                predict, trajectory.pivots, *texts, trajectory.schedule, guidance_scale=CFG, rule=no_search
             )
 
         with torch.inference_mode():
@@ -78,9 +51,16 @@ def processes(pack, execute, model):
                 negative=(embeddings.negative, {}),
                 rows=1,
                 shape=trajectory.pivots.shape[2:],
-                schedule=schedule,
+                schedule=trajectory.schedule,
             )
         return tuning.latents[-1] / trajectory.family.latent_scale
+
+    def call(trajectory, embeddings, process):
+        if process == "reconstruction":
+            return trajectory.latents[-1] / trajectory.family.latent_scale
+        if process == "target":
+            return bam(model, trajectory, embeddings, tau_sa=0.0, tau_ca=0.0, cfg=CFG)
+        return transition(trajectory, embeddings)
 
     return call
 
@@ -97,9 +77,9 @@ def test_sampler_custom_advanced_agrees(inversion, processes, execute, model, pi
     assert len(positive) == STEPS and len(sigmas) == STEPS + 1
     with torch.inference_mode():
         (guider,) = CFGGuider.execute(model, positive, negative, CFG).args
-        out, _ = SamplerCustomAdvanced.execute(
-            DisableNoise.execute().args[0], guider, KSamplerSelect.execute("euler").args[0], sigmas, latent
-        ).args
+        (noise,) = DisableNoise.execute().args
+        (sampler,) = KSamplerSelect.execute("euler").args
+        out, _ = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
     # Samplers end in x-form, ours in VP form: at the last level they differ by sqrt(1 + sigma**2), 0.04 %.
     close(out["samples"] / trajectory.schedule.scale(STEPS), processes(trajectory, embeddings, process), 1e-4)
     close(out["samples"], processes(trajectory, embeddings, process), 1e-3)
@@ -111,22 +91,18 @@ def test_each_step_has_its_own_entry_at_any_count(pack):
     import comfy.samplers
 
     sampling = comfy.model_sampling.ModelSamplingDiscrete()
+    x = torch.zeros(1, 4, 2, 2)
     for steps in (2, 7, 50, 143, 999):
         schedule = pack.modules["baret_ops.schedule"].make_schedule(sampling.sigmas, steps)
-        entries = pack.modules["host.conditioning"].per_step(
-            [torch.full((1, 1, 1), float(i)) for i in range(steps)], {}, schedule
-        )
+        texts = [torch.full((1, 1, 1), float(i)) for i in range(steps)]
+        entries = pack.modules["host.conditioning"].per_step(texts, {}, schedule)
         conds = [{"cross_attn": text, "model_conds": {}, "uuid": None, **options} for text, options in entries]
-        comfy.samplers.calculate_start_end_timesteps(type("Model", (), {"model_sampling": sampling}), conds)
-        x = torch.zeros(1, 4, 2, 2)
+        comfy.samplers.calculate_start_end_timesteps(SimpleNamespace(model_sampling=sampling), conds)
+
         for i in range(steps):
             sigma = schedule.sigmas[i].float().reshape(1)
-            active = [
-                float(cond["cross_attn"])
-                for cond in conds
-                if comfy.samplers.get_area_and_mult(cond, x, sigma) is not None
-            ]
-            assert active == [float(i)]
+            active = [cond for cond in conds if comfy.samplers.get_area_and_mult(cond, x, sigma) is not None]
+            assert [float(cond["cross_attn"]) for cond in active] == [float(i)]
 
 
 @pytest.mark.parametrize("process", ["reconstruction", "transition"])

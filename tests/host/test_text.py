@@ -33,10 +33,9 @@ def test_words_of_one_and_of_several_tokens(text, clip):
     assert len(tokens.ids) == 77
     assert [word for word, _ in tokens.words] == ["a", "photo", "of", "a", "schnauzer", ",", "café"]
     assert len(words(tokens)["schnauzer"]) > 1
-    positions = [p for _, where in tokens.words for p in where]
-    assert positions == list(range(1, len(positions) + 1)), (
-        "between the start and the end, every token belongs to one word"
-    )
+    positions = [position for _, places in tokens.words for position in places]
+    every = list(range(1, len(positions) + 1))
+    assert positions == every, "between the start and the end, every token belongs to one word"
 
 
 def test_weights_change_no_word(text, clip):
@@ -44,9 +43,8 @@ def test_weights_change_no_word(text, clip):
 
 
 def test_textual_inversions_are_words(text, clip):
-    tokens = text.read_tokens(
-        clip, "a dog in the style of embedding:mystyle, (embedding:mystyle:1.2) embedding:missing"
-    )
+    written = "a dog in the style of embedding:mystyle, (embedding:mystyle:1.2) embedding:missing"
+    tokens = text.read_tokens(clip, written)
     assert [word for word, _ in tokens.words].count("embedding:mystyle") == 2
     assert len(tokens.find(text.read_tokens(clip, "embedding:mystyle"))) == 4
     assert not tokens.find(text.read_tokens(clip, "embedding:missing"))
