@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..baret_ops.inversions.tuning import NotFinite, OnStep
 from ..baret_ops.values import Embeddings, Trajectory, require_match
-from ..host import conditioning, models, run, wires
+from ..host import conditioning, memory, models, run, wires
 
 CATEGORY = "BARET"
 SEARCH_ALIASES = ["BARET", "edit", "image editing", "inversion", "DDIM", "prompt to prompt", "real image", "null text"]
@@ -68,11 +68,23 @@ def bam_dials() -> list[io.Input]:
 
 @contextmanager
 def errors_of(node: type[io.ComfyNode]) -> Iterator[None]:
-    """Put the node's name before the sentence of an error that a user can mend."""
+    """Put the node's name before the sentence of an error that a user can mend.
+
+    What comes out is a ValueError, a NotFinite or the host's out-of-memory error, whichever of their relatives went in:
+    not every exception can be made from a sentence alone.
+    """
     try:
         yield
-    except (ValueError, NotFinite) as error:
-        raise type(error)(f"{node.define_schema().display_name}: {error}") from error
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            kind = memory.OutOfMemory
+        elif isinstance(error, NotFinite):
+            kind = NotFinite
+        elif isinstance(error, ValueError):
+            kind = ValueError
+        else:
+            raise
+        raise kind(f"{node.define_schema().display_name}: {error}") from error
 
 
 def sample_edit(
@@ -84,10 +96,10 @@ def sample_edit(
     edit: Callable,
     on_step: OnStep | None = None,
 ):
-    """Check what goes into an edit and run ``edit(predict, trajectory, mask, on_step)`` on the model; return what it returns.
+    """Check what goes into an edit and run ``edit(predict, trajectory, mask, on_step)`` on the model.
 
-    mask: a MASK or None. rows: processes in one forward, for the host's memory estimate. on_step: in place of the progress bar with latent
-    previews. Raises ValueError for what does not fit.
+    mask: a MASK or None. rows: processes in one forward, for the host's memory estimate. on_step: in place of the
+    progress bar with latent previews. Returns what ``edit`` returns. Raises ValueError for what does not fit.
     """
     models.require_fit(model, trajectory)
     require_match(trajectory, embeddings)
@@ -95,11 +107,14 @@ def sample_edit(
     levels, images, *shape = trajectory.pivots.shape
     mask = None if mask is None else wires.latent_mask(mask, images, shape)
     on_step = on_step or run.progress(model, levels - 1)(0)
+
+    def loop(predict, device):
+        here = None if mask is None else mask.to(device)
+        return edit(predict, trajectory.to(device), here, on_step)
+
     return run.sample(
         model,
-        lambda predict, device: edit(
-            predict, trajectory.to(device), None if mask is None else mask.to(device), on_step
-        ),
+        loop,
         positive=(embeddings.target, embeddings.positive_options),
         negative=(embeddings.negative_at(0), embeddings.negative_options),
         rows=rows * images,
