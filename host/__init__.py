@@ -1,1 +1,4 @@
-"""The one door to ComfyUI's internals: patchers, guiders, hooks, inference mode and files are touched here and nowhere else."""
+"""The one door to ComfyUI's internals.
+
+Patchers, guiders, hooks, inference mode, memory and files are touched here and nowhere else.
+"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import comfy.ldm.modules.attention as host_attention
 import torch
@@ -20,42 +20,53 @@ def unet_of(model) -> torch.nn.Module:
 
 
 def blocks_of(model) -> dict[Block, bool]:
-    """The UNet's transformer blocks by the host's names, in the order they run, and whether each is on the coarsest grid that several have."""
-    unet = unet_of(model)
-    levels, level = {}, 0
-    for place, blocks in (
-        ("input", unet.input_blocks),
-        ("middle", [unet.middle_block]),
-        ("output", unet.output_blocks),
-    ):
-        for number, block in enumerate(blocks):
-            level += any(isinstance(part, Downsample) for part in block)
-            if any(isinstance(part, host_attention.SpatialTransformer) for part in block):
-                levels[place, number] = level
-            level -= any(isinstance(part, Upsample) for part in block)
+    """The UNet's transformer blocks by the host's names, in the order they run.
+
+    The value says whether a block is on the coarsest grid that several blocks have.
+    """
+    levels = _levels(unet_of(model))
     counts = list(levels.values())
-    coarsest = max((level for level in counts if counts.count(level) > 1), default=max(counts))
+    shared = [level for level in counts if counts.count(level) > 1]
+    coarsest = max(shared or counts)
     return {block: level == coarsest for block, level in levels.items()}
 
 
+def _levels(unet: torch.nn.Module) -> dict[Block, int]:
+    """The UNet's transformer blocks, and how often the grid was halved before each."""
+    places = {"input": unet.input_blocks, "middle": [unet.middle_block], "output": unet.output_blocks}
+    levels, level = {}, 0
+    for place, blocks in places.items():
+        for number, block in enumerate(blocks):
+            level += _has(block, Downsample)
+            if _has(block, host_attention.SpatialTransformer):
+                levels[place, number] = level
+            level -= _has(block, Upsample)
+    return levels
+
+
+def _has(block: Iterable[torch.nn.Module], kind: type[torch.nn.Module]) -> bool:
+    return any(isinstance(part, kind) for part in block)
+
+
 def replacements(transformer_options: Mapping, hooks: Hooks, blocks: dict[Block, bool]) -> dict:
-    """``patches_replace`` of one call, with the hooks in every block. The hook's ``attend`` is another node's replacement where there is one."""
+    """``patches_replace`` of one call, with the hooks in every block.
+
+    The hook's ``attend`` is another node's replacement where there is one.
+    """
     replaced = dict(transformer_options.get("patches_replace", {}))
     for kind, hook in (("attn1", hooks.self_attention), ("attn2", hooks.cross_attention)):
-        if hook is not None:
-            others = replaced.get(kind, {})
-            # Others' keys may name one of several transformers in a block, (place, number, index), and then win over the block's.
-            replaced[kind] = {
-                **others,
-                **{
-                    key: _replacement(hook, others.get(key), key, blocks)
-                    for key in {*blocks, *(k for k in others if k[:2] in blocks)}
-                },
-            }
+        if hook is None:
+            continue
+        others = replaced.get(kind, {})
+        # Others may name one of several transformers in a block, (place, number, index); it then wins over the block.
+        keys = {*blocks, *(key for key in others if key[:2] in blocks)}
+        ours = {key: _replacement(hook, others.get(key), key, blocks) for key in keys}
+        replaced[kind] = {**others, **ours}
     return replaced
 
 
 def _replacement(hook: Hook, other, key: tuple, blocks: dict[Block, bool]):
+    """The host's form of a hook at one place. other: what another node has put there, or None."""
     number = list(blocks).index(key[:2])
 
     def replace(q, k, v, extra):
@@ -63,6 +74,9 @@ def _replacement(hook: Hook, other, key: tuple, blocks: dict[Block, bool]):
             return host_attention.optimized_attention(
                 q, k, v, extra["n_heads"], mask=mask, attn_precision=extra["attn_precision"], transformer_options=extra
             )
+
+        def others(q, k, v):
+            return other(q, k, v, extra)
 
         site = Site(
             passes=[label == 0 for label in extra["cond_or_uncond"]],
@@ -72,7 +86,6 @@ def _replacement(hook: Hook, other, key: tuple, blocks: dict[Block, bool]):
             coarse=blocks[key[:2]],
             plain=plain,
         )
-        attend = plain if other is None else lambda q, k, v: other(q, k, v, extra)
-        return hook(attend, q, k, v, site)
+        return hook(plain if other is None else others, q, k, v, site)
 
     return replace

@@ -11,8 +11,9 @@ _FITS = "a CLIP with its text projection fits: Load CLIP with clip_l.safetensors
 
 
 def image_features(clip_vision, images: Tensor) -> Tensor:
-    """Projected image embeddings ``[B,D]`` of pictures ``[B,H,W,3]``, cropped to their middle square as CLIP was trained.
+    """Projected image embeddings ``[B,D]`` of pictures ``[B,H,W,3]``.
 
+    The pictures are cropped to their middle square, as CLIP was trained.
     Raises ValueError for a vision model that is no CLIP.
     """
     kind = getattr(clip_vision, "model_type", "clip_vision_model")
@@ -26,17 +27,19 @@ def image_features(clip_vision, images: Tensor) -> Tensor:
 def text_features(clip, text: str, width: int) -> Tensor:
     """The projected text embedding ``[1,D]`` of the first 77 tokens; D must be ``width``, the image embeddings'.
 
-    Raises ValueError for a CLIP of another width or without a text projection, as SD1.x checkpoints carry it.
+    Raises ValueError for a CLIP of another width, or for one without a text projection, as in SD1.x checkpoints.
     """
     if not _holds_projection(clip):
         raise ValueError(
-            f"the CLIP's file holds no text projection (SD1.x checkpoints leave it out), so text and pictures cannot be compared; {_FITS}."
+            "the CLIP's file holds no text projection (SD1.x checkpoints leave it out), so text and pictures cannot be "
+            f"compared; {_FITS}."
         )
     pooled = _projected(clip, text)
     if pooled is None or pooled.shape[-1] != width:
         came = "no pooled text" if pooled is None else f"text {pooled.shape[-1]} wide"
         raise ValueError(
-            f"the CLIP gives {came} and the vision model's embeddings are {width} wide; connect the two halves of one CLIP. {_FITS[0].upper() + _FITS[1:]}."
+            f"the CLIP gives {came} and the vision model's embeddings are {width} wide; connect the two halves of one "
+            f"CLIP. {_FITS[0].upper() + _FITS[1:]}."
         )
     if not torch.isfinite(pooled).all() or not pooled.any():
         raise ValueError(f"the CLIP's text projection is empty, so text and pictures cannot be compared; {_FITS}.")
@@ -67,6 +70,11 @@ def _holds_projection(clip) -> bool:
     if not isinstance(files, (list, tuple)):
         return True
     try:
-        return any(_PROJECTION in key for path in files for key in safe_open(path, framework="pt").keys())
+        return any(_PROJECTION in key for path in files for key in _keys(path))
     except (SafetensorError, OSError, TypeError):
         return True
+
+
+def _keys(path: str) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return file.keys()  # noqa: SIM118 - the file is no dict

@@ -10,24 +10,27 @@ from .wires import latent_mask
 def comparable(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Pictures ``[B,H,W,3]`` to be compared, and their mask ``[B,H,W]``, at the edit's size and number, on the CPU.
 
-    A source that is up to 7 pixels bigger loses what the VAE cut off its edges. Raises ValueError for other sizes or numbers.
+    A source that is up to 7 pixels bigger loses what the VAE cut off its edges.
+    Raises ValueError for other sizes or numbers.
     """
     images, height, width = edit.shape[:3]
-    extra = [have - need for have, need in zip(source.shape[1:3], (height, width))]
-    if not all(0 <= pixels < 8 for pixels in extra):
+    taller, wider = source.shape[1] - height, source.shape[2] - width
+    if not (0 <= taller < 8 and 0 <= wider < 8):
         raise ValueError(
-            f"the source is {source.shape[2]}x{source.shape[1]} and the edit {width}x{height} pixels; connect the picture as it went into VAE Encode, scaled like the edit."
+            f"the source is {source.shape[2]}x{source.shape[1]} and the edit {width}x{height} pixels; connect the "
+            "picture as it went into VAE Encode, scaled like the edit."
         )
-    for name, count in (
-        ("source pictures", source.shape[0]),
-        ("masks", 1 if mask is None else mask.reshape(-1, *mask.shape[-2:]).shape[0]),
-    ):
-        if count not in (1, images):
-            raise ValueError(f"{count} {name} came for {images} edit(s); one, or one per edit, fits.")
-    source, edit, mask = source.cpu(), edit.cpu(), None if mask is None else mask.cpu()
-    top, left = (pixels // 2 for pixels in extra)
+    _require_number("source pictures", source.shape[0], images)
+    rows = slice(taller // 2, taller // 2 + height)
+    columns = slice(wider // 2, wider // 2 + width)
     if mask is not None:
-        mask = latent_mask(mask, images, source.shape[:3])[:, 0, top : top + height, left : left + width].expand(
-            images, -1, -1
-        )
-    return source[:, top : top + height, left : left + width, :3].expand(images, -1, -1, -1), edit[..., :3], mask
+        _require_number("masks", mask.reshape(-1, *mask.shape[-2:]).shape[0], images)
+        whole = latent_mask(mask.cpu(), images, source.shape[:3])
+        mask = whole[:, 0, rows, columns].expand(images, -1, -1)
+    source = source.cpu()[:, rows, columns, :3].expand(images, -1, -1, -1)
+    return source, edit.cpu()[..., :3], mask
+
+
+def _require_number(name: str, count: int, images: int) -> None:
+    if count not in (1, images):
+        raise ValueError(f"{count} {name} came for {images} edit(s); one, or one per edit, fits.")

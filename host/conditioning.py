@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
             raise ValueError(f"{role} carries no text embedding; connect a CLIP Text Encode.")
         if text.shape[-1] != width:
             raise ValueError(
-                f"{role} is {text.shape[-1]} wide and the model's text is {width} wide; encode it with the CLIP of the same checkpoint."
+                f"{role} is {text.shape[-1]} wide and the model's text is {width} wide; encode it with the CLIP of the "
+                "same checkpoint."
             )
         if not torch.isfinite(text).all():
             raise ValueError(
@@ -56,17 +57,21 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
     if text.shape[0] not in (1, images):
         raise ValueError(f"{role} holds {text.shape[0]} embeddings for {images} image(s); one, or one per image, fits.")
     options = conditioning[0][1]
-    for _, other in conditioning[1:]:
-        if {k: id(v) for k, v in other.items() if k != "pooled_output"} != {
-            k: id(v) for k, v in options.items() if k != "pooled_output"
-        }:
-            raise ValueError(
-                f"the prompts of {role} carry different ControlNets or hooks; apply the same one to all images, or run them apart."
-            )
+    if any(_identities(other) != _identities(options) for _, other in conditioning[1:]):
+        raise ValueError(
+            f"the prompts of {role} carry different ControlNets or hooks; apply the same one to all images, or run "
+            "them apart."
+        )
     return text.expand(images, -1, -1).clone(), dict(options)
 
 
+def _identities(options: Options) -> dict[str, int]:
+    """Which objects a conditioning carries. A pooled output, which SD1.x and SD2.x do not read, is left out."""
+    return {key: id(value) for key, value in options.items() if key != "pooled_output"}
+
+
 def _require_whole(options: Options, role: str) -> None:
+    """Raise ValueError for a prompt that is limited to a part of the picture or of the steps."""
     found = next((words for key, words in _REGIONAL.items() if key in options), None)
     if found is None:
         start = max(options.get("start_percent", 0.0), options.get("clip_start_percent", 0.0))
@@ -74,19 +79,23 @@ def _require_whole(options: Options, role: str) -> None:
         found = "a timestep range" if start > 0.0 or end < 1.0 else None
     if found is not None:
         raise ValueError(
-            f"{role} is limited to {found}; a prompt for the whole picture and all steps fits: connect the CLIP Text Encode directly."
+            f"{role} is limited to {found}; a prompt for the whole picture and all steps fits: connect the "
+            "CLIP Text Encode directly."
         )
 
 
 def carries_rows(options: Options) -> bool:
     """Whether the options belong to image positions of a batch (a ControlNet with a hint per image)."""
+    hints = [getattr(control, "cond_hint_original", None) for control in controlnets(options)]
+    return "gligen" in options or any(hint is not None and hint.shape[0] > 1 for hint in hints)
+
+
+def controlnets(options: Options) -> Iterator:
+    """The ControlNets of a conditioning, which the host chains one before the other."""
     control = options.get("control")
     while control is not None:
-        hint = getattr(control, "cond_hint_original", None)
-        if hint is not None and hint.shape[0] > 1:
-            return True
+        yield control
         control = getattr(control, "previous_controlnet", None)
-    return "gligen" in options
 
 
 def require_options(embeddings: Embeddings) -> None:

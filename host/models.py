@@ -49,7 +49,8 @@ def family_of(model) -> ModelFamily:
     if prediction is None or not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
         kinds = " with ".join(base.__name__ for base in type(sampling).__bases__)
         raise ValueError(
-            f"the model samples by {kinds}; a discrete schedule with epsilon or v prediction fits: remove the sampling patch from the model, or see to it that {_FITS}."
+            f"the model samples by {kinds}; a discrete schedule with epsilon or v prediction fits: remove the sampling "
+            f"patch from the model, or see to it that {_FITS}."
         )
     return ModelFamily(
         prediction=prediction,
@@ -70,20 +71,23 @@ def require_fit(model, trajectory: Trajectory) -> None:
     family = family_of(model)
     if family != trajectory.family:
         raise ValueError(
-            f"the trajectory was made on an {trajectory.family} and the model is an {family}; use a model of the same family, or invert again on this one."
+            f"the trajectory was made on an {trajectory.family} and the model is an {family}; use a model of the same "
+            "family, or invert again on this one."
         )
     if not schedule_of(model, trajectory.schedule.steps).same_levels(trajectory.schedule):
         raise ValueError(
-            "the trajectory's noise levels are not those of this model's schedule; remove the sampling patch from the model, or invert again with it."
+            "the trajectory's noise levels are not those of this model's schedule; remove the sampling patch from the "
+            "model, or invert again with it."
         )
 
 
 def require_block(model, first_block: int) -> None:
-    """Raise ValueError unless the model has a transformer block of that number, or is of no fitting family."""
+    """Raise ValueError for a model without a transformer block of that number, or of no fitting family."""
     family_of(model)
     blocks = list(blocks_of(model))
     if first_block >= len(blocks):
         decoder = next(number for number, (place, _) in enumerate(blocks) if place == "output")
         raise ValueError(
-            f"first_block is {first_block} and this model has {len(blocks)} transformer blocks, 0 to {len(blocks) - 1}; its decoder begins at {decoder}."
+            f"first_block is {first_block} and this model has {len(blocks)} transformer blocks, 0 to "
+            f"{len(blocks) - 1}; its decoder begins at {decoder}."
         )

@@ -1,13 +1,17 @@
-"""Run one of the core's loops inside the host's sampling: loading, hooks, ControlNet, previews, cancel and clean-up are the host's."""
+"""Run one of the core's loops inside the host's sampling.
+
+Loading, hooks, ControlNet, previews, cancel and clean-up are the host's.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import comfy.conds
 import comfy.model_management
+import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
@@ -19,15 +23,15 @@ from torch import Tensor
 from ..baret_ops.attention import Hooks, Sharing
 from ..baret_ops.predict import OnStep, Predict
 from ..baret_ops.schedule import Schedule
-from . import attention
+from . import attention, memory
 from . import gradients as backward
-from .conditioning import Options
+from .conditioning import Options, controlnets
 
 Result = TypeVar("Result")
 Loop = Callable[[Predict, torch.device], Result]
 
 _PICTURE_SIDE = 2048
-"""Longest side, in pixels, at which the host sends a picture of a node's own; left to itself it enlarges smaller ones."""
+"""Longest side, in pixels, of a picture that a node shows; the host, left to itself, enlarges smaller ones."""
 
 
 def sample(
@@ -45,36 +49,31 @@ def sample(
 
     positive, negative: an embedding ``[B,T,D]`` and the options of its conditioning; predict replaces the embedding.
     rows: most latents in one forward, for the host's memory estimate. shape: (C,h,w) of a latent.
-    gradients: whether the loop differentiates; it then runs outside inference mode, on a fully loaded model.
+    gradients: whether the loop differentiates; it then runs outside inference mode, on a model that is loaded whole.
     Raises what the loop raises; an out-of-memory error names the sizes and what lowers them.
     """
-    latents = torch.zeros([rows, *shape])
-    if gradients:
-        model = backward.fully_loadable(model)
-        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, "baret", backward.load_fully)
-        # The host frees memory for two rows a latent of what it is shown.
-        latents = torch.zeros(
-            [rows + math.ceil(backward.activations(model, rows, shape) / model.memory_required([2, *shape])), *shape]
-        )
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds(
-        {"positive": [[positive[0], dict(positive[1])]], "negative": [[negative[0], dict(negative[1])]]}
-    )
-    run = _Run(loop, rows if gradients else 0)
-    try:
-        guider.sample(latents, latents, run, schedule.sigmas.float(), disable_pbar=True)
-    except Exception as error:
-        if not _is_out_of_memory(error):
-            raise
-        need = comfy.model_management.module_size(model.model) + model.memory_required([2 * len(latents), *shape])
-        raise type(error)(
-            f"out of memory with {rows} latent(s) of {shape[-1]}x{shape[-2]} in one forward (about {need / 1024**3:.1f} GB with the model): "
-            "use a smaller picture or fewer images at a time, close other programs that hold GPU memory, or run the model in 16 bit."
-        ) from error
-    finally:
-        # The host cleans ControlNets only after a run that succeeds.
-        comfy.sampler_helpers.cleanup_models(getattr(guider, "conds", {}), [])
-    return run.result
+    loading = backward.loadable_whole(model) if gradients else contextlib.nullcontext(model)
+    with loading as model:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.inner_set_conds({"positive": _conditioning(positive), "negative": _conditioning(negative)})
+        guider.model_options = _with_preparation(guider.model_options, _Preparation(rows, tuple(shape), gradients))
+        run = _Run(loop, rows if gradients else 0)
+        latents = torch.zeros([len(positive[0]), *shape])
+        try:
+            guider.sample(latents, latents, run, schedule.sigmas.float(), disable_pbar=True)
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise memory.out_of_memory(model, rows, shape, gradients) from error
+        finally:
+            # The host cleans ControlNets only after a run that succeeds.
+            comfy.sampler_helpers.cleanup_models(getattr(guider, "conds", {}), [])
+        return run.result
+
+
+def _conditioning(text: tuple[Tensor, Options]) -> list:
+    embedding, options = text
+    return [[embedding, dict(options)]]
 
 
 def progress(model, total: int) -> Callable[[int], OnStep]:
@@ -90,47 +89,107 @@ def progress(model, total: int) -> Callable[[int], OnStep]:
 def picture_progress(total: int) -> Callable[..., None]:
     """The host's progress bar over ``total`` steps with pictures of the caller's: ``advance(picture=None, steps=1)``.
 
-    The frontend goes on showing a node's last preview in place of its result, so a picture is sent large enough to be looked at, and
-    a node whose result is another picture sends none.
+    The frontend goes on showing a node's last preview in place of its result, so a picture is sent large enough to be
+    looked at, and a node whose result is another picture sends none.
     """
     bar = comfy.utils.ProgressBar(total)
 
     def advance(picture=None, steps: int = 1) -> None:
-        bar.update_absolute(
-            bar.current + steps, total, picture and ("JPEG", picture, min(_PICTURE_SIDE, max(picture.size)))
-        )
+        preview = picture and ("JPEG", picture, min(_PICTURE_SIDE, max(picture.size)))
+        bar.update_absolute(bar.current + steps, total, preview)
 
     return advance
 
 
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+class _Preparation:
+    """A PREPARE_SAMPLING wrapper: the host frees memory for as many rows as a forward of the loop has.
+
+    The shape alone tells it so; the latents that samplers and their wrappers see are the pictures'.
+    """
+
+    def __init__(self, rows: int, shape: tuple[int, ...], gradients: bool):
+        self.rows, self.shape, self.gradients = rows, shape, gradients
+
+    def __call__(self, executor, model, noise_shape, conds, *args, **kwargs):
+        if not self.gradients:
+            return executor(model, [self.rows, *self.shape], conds, *args, **kwargs)
+        beside = _modules(conds, [])
+        rows = memory.rows_to_free(model, self.rows, self.shape, beside)
+        return backward.load_whole(executor, model, [rows, *self.shape], conds, *args, **kwargs)
+
+
+def _with_preparation(options: dict, preparation: _Preparation) -> dict:
+    options = comfy.model_patcher.create_model_options_clone(options)
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING,
+        backward.WRAPPER_KEY,
+        preparation,
+        options,
+        is_model_options=True,
+    )
+    return options
+
+
+def _beside(model, loaded: list) -> list:
+    """The patchers of what is loaded beside a MODEL: ControlNets, the models of hooks and patches, and the like."""
+    patches = [patch for patcher in (model, *loaded) for patch in _models_of_patches(patcher)]
+    return [*loaded, *patches]
+
+
+def _models_of_patches(patcher) -> list:
+    return patcher.model_patches_models() if hasattr(patcher, "model_patches_models") else []
+
+
+def _modules(conds: Mapping[str, list[dict]], patchers: list) -> list[torch.nn.Module]:
+    """The modules behind ``patchers`` and ControlNets, each once. Some ControlNets have modules without a patcher."""
+    found = [getattr(patcher, "model", patcher) for patcher in patchers]
+    for role in conds.values():
+        for entry in role:
+            for control in controlnets(entry):
+                found += vars(control).values()
+    modules = [each for each in found if isinstance(each, torch.nn.Module)]
+    return list(dict.fromkeys(modules))
+
+
 class _Run(comfy.samplers.Sampler):
-    """The host's Sampler interface around a loop; the loop's own result replaces the sampled latent."""
+    """The host's Sampler interface around a loop; the loop's own result replaces the sampled latent.
+
+    tuned: rows that will be differentiated at once, 0 for none.
+    """
 
     def __init__(self, loop: Loop, tuned: int):
-        self.loop, self.tuned, self.result = (
-            loop,
-            tuned,
-            None,
-        )  # tuned: rows that will be differentiated at once, if any
+        self.loop, self.tuned, self.result = loop, tuned, None
 
     def sample(
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         options = extra_args["model_options"]
-        if not self.tuned:
-            self.result = self.loop(_Predictor(guider, options), noise.device)
-            return noise
-        options = _with_transformer_options(options, {"optimized_attention_override": backward.attention})
-        model = guider.model_patcher
-        modules = [
-            part
-            for patcher in (model, *guider.loaded_models)
-            if isinstance(part := getattr(patcher, "model", patcher), torch.nn.Module)
-        ]
-        recompute = backward.must_recompute(model, self.tuned, noise.shape[1:])
-        with backward.differentiable(modules, recompute=recompute, patched=_patched(guider, options)):
+        tunable = self._tunable(guider, options, noise.shape[1:]) if self.tuned else contextlib.nullcontext(options)
+        with tunable as options:
             self.result = self.loop(_Predictor(guider, options), noise.device)
         return noise
+
+    @contextlib.contextmanager
+    def _tunable(self, guider, options: dict, shape: tuple[int, ...]) -> Iterator[dict]:
+        """Within it the model can be differentiated, with the options that it yields.
+
+        Raises ValueError where memory is too short.
+        """
+        options = _with_transformer_options(options, {"optimized_attention_override": backward.attention})
+        model = guider.model_patcher
+        patchers = _beside(model, guider.loaded_models)
+        with backward.weights_in_place(patchers):
+            beside = _modules(guider.conds, patchers)
+            recompute = memory.must_recompute(model, self.tuned, shape, beside)
+            patched = backward.runs_other_code(model, guider.conds, options)
+            with backward.differentiable(model.model, beside, recompute=recompute, patched=patched):
+                yield options
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
 
 
 class _Predictor:
@@ -148,12 +207,10 @@ class _Predictor:
         options = self._options if sharing is None else _with_sharing(self._options, sharing)
         if hooks is not None:
             transformer = options.get("transformer_options", {})
-            options = _with_transformer_options(
-                options, {"patches_replace": attention.replacements(transformer, hooks, self._blocks)}
-            )
-        denoised = comfy.samplers.calc_cond_batch(
-            self._guider.inner_model, passes, x, x.new_full([x.shape[0]], sigma), options
-        )
+            replaced = attention.replacements(transformer, hooks, self._blocks)
+            options = _with_transformer_options(options, {"patches_replace": replaced})
+        sigmas = x.new_full([x.shape[0]], sigma)
+        denoised = comfy.samplers.calc_cond_batch(self._guider.inner_model, passes, x, sigmas, options)
         return tuple(None if conds is None else (x - out) / sigma for conds, out in zip(passes, denoised))
 
     def _conds(self, role: str, embedding: Tensor | None) -> list[dict] | None:
@@ -164,37 +221,20 @@ class _Predictor:
         return [{**entry, "model_conds": {**entry["model_conds"], "c_crossattn": text}}]
 
 
-def _patched(guider: comfy.samplers.CFGGuider, options: dict) -> bool:
-    """Whether code beyond the UNet's own takes part, which may change activations in place."""
-    transformer = options.get("transformer_options", {})
-    controlled = any("control" in entry for conds in guider.conds.values() for entry in conds)
-    return controlled or bool(transformer.get("patches")) or bool(transformer.get("patches_replace"))
-
-
 def _with_transformer_options(options: dict, changes: Mapping[str, Any]) -> dict:
     return {**options, "transformer_options": {**options.get("transformer_options", {}), **changes}}
 
 
 def _with_sharing(options: dict, sharing: Sharing) -> dict:
     """Model options of one call whose attention patches end with the sharing: patches of other nodes run before it."""
-
-    def patch(share):
-        return lambda n, context, value, extra: share(
-            n, context, value, [label == 0 for label in extra["cond_or_uncond"]]
-        )
-
-    patches = options.get("transformer_options", {}).get("patches", {})
-    return _with_transformer_options(
-        options,
-        {
-            "patches": {
-                **patches,
-                "attn1_patch": [*patches.get("attn1_patch", []), patch(sharing.share_self)],
-                "attn2_patch": [*patches.get("attn2_patch", []), patch(sharing.share_cross)],
-            }
-        },
-    )
+    patches = dict(options.get("transformer_options", {}).get("patches", {}))
+    for kind, share in (("attn1_patch", sharing.share_self), ("attn2_patch", sharing.share_cross)):
+        patches[kind] = [*patches.get(kind, []), _sharing_patch(share)]
+    return _with_transformer_options(options, {"patches": patches})
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _sharing_patch(share: Callable) -> Callable:
+    def patch(n, context, value, extra):
+        return share(n, context, value, [label == 0 for label in extra["cond_or_uncond"]])
+
+    return patch

@@ -56,7 +56,10 @@ def _embeddings(clip, text: str):
 
 
 def find_word(clip, tokens: Tokens, phrase: str, role: str) -> tuple[int, ...]:
-    """Positions of a word or phrase in a text. role: the text's input, for messages. Raises ValueError, which lists the words, when it is not there."""
+    """Positions of a word or phrase in a text. role: the text's input, for messages.
+
+    Raises ValueError, which lists the words, when it is not there.
+    """
     found = tokens.find(read_tokens(clip, phrase))
     if not found:
         raise ValueError(f"{phrase.strip()!r} is not in {role}; {has_words(tokens)}.")

@@ -10,13 +10,17 @@ from ..baret_ops.values import ModelFamily
 
 
 def latent_in(model, latent: dict) -> Tensor:
-    """The images of a LATENT in the model's scale, ``[B,C,h,w]`` float32. Raises ValueError for another shape or NaN."""
+    """The images of a LATENT in the model's scale, ``[B,C,h,w]`` float32.
+
+    Raises ValueError for another shape, NaN or infinity.
+    """
     samples = latent["samples"]
     channels = model.get_model_object("latent_format").latent_channels
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != channels:
         shape = "nested" if samples.is_nested else f"of shape {list(samples.shape)}"
         raise ValueError(
-            f"the latent is {shape}; [images,{channels},height/8,width/8] fits: encode a picture with the VAE of this checkpoint."
+            f"the latent is {shape}; [images,{channels},height/8,width/8] fits: encode a picture with the VAE of this "
+            "checkpoint."
         )
     if not torch.isfinite(samples).all():
         raise ValueError("the latent holds NaN or infinity; run the VAE in float32 (for example --fp32-vae).")
@@ -36,9 +40,8 @@ def latent_mask(mask: Tensor, images: int, shape: list[int]) -> Tensor:
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if mask.shape[0] not in (1, images):
         raise ValueError(f"{mask.shape[0]} masks came for {images} image(s); one, or one per image, fits.")
-    return torch.nn.functional.interpolate(mask, size=tuple(shape[-2:]), mode="bilinear", antialias=True).clamp(
-        0.0, 1.0
-    )
+    size = tuple(shape[-2:])
+    return torch.nn.functional.interpolate(mask, size=size, mode="bilinear", antialias=True).clamp(0.0, 1.0)
 
 
 def mask_out(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..baret_ops.predict import NotFinite, OnStep
 from ..baret_ops.values import Embeddings, Trajectory, require_match
-from ..host import conditioning, models, run, wires
+from ..host import conditioning, memory, models, run, wires
 
 CATEGORY = "BARET"
 SEARCH_ALIASES = ["BARET", "edit", "image editing", "inversion", "DDIM", "prompt to prompt", "real image", "null text"]
@@ -18,11 +18,23 @@ SEARCH_ALIASES = ["BARET", "edit", "image editing", "inversion", "DDIM", "prompt
 
 @contextmanager
 def errors_of(node: type[io.ComfyNode]) -> Iterator[None]:
-    """Put the node's name before the sentence of an error that a user can mend."""
+    """Put the node's name before the sentence of an error that a user can mend.
+
+    What comes out is a ValueError, a NotFinite or the host's out-of-memory error, whichever of their relatives went in:
+    not every exception can be made from a sentence alone.
+    """
     try:
         yield
-    except (ValueError, NotFinite) as error:
-        raise type(error)(f"{node.define_schema().display_name}: {error}") from error
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            kind = memory.OutOfMemory
+        elif isinstance(error, NotFinite):
+            kind = NotFinite
+        elif isinstance(error, ValueError):
+            kind = ValueError
+        else:
+            raise
+        raise kind(f"{node.define_schema().display_name}: {error}") from error
 
 
 def most_tokens(max_resolution: int) -> int | None:

@@ -57,7 +57,7 @@ def plain(stock_euler, text):
 def activations(request, monkeypatch, pack):
     """With memory for all activations of the tuning, and without."""
     if request.param == "recomputed":
-        monkeypatch.setattr(pack.modules["host.gradients"], "must_recompute", lambda *_: True)
+        monkeypatch.setattr(pack.modules["host.memory"], "must_recompute", lambda *_: True)
 
 
 def works(model, invert, edit, plain, relative=1e-5, **inputs):
@@ -349,31 +349,6 @@ def test_a_partly_loaded_model_is_refused_for_tuning_and_edits(make_model, inver
         invert(model)
     monkeypatch.undo()
     close(edit(model, trajectory, embeddings), wanted)
-
-
-def test_a_dynamic_model_is_tuned_on_a_clone_that_loads_whole(make_model, invert, monkeypatch):
-    """What the host makes of models on NVIDIA cards; the CPU never does, so its clone is stood in for here."""
-    model, spare = make_model(), make_model()
-    monkeypatch.setattr(type(model), "is_dynamic", lambda self: self is model)
-    real, asked = type(model).clone, []
-
-    def clone(self, disable_dynamic=False, **kwargs):
-        asked.append((self is model, disable_dynamic))
-        return real(spare if disable_dynamic else self, **kwargs)
-
-    monkeypatch.setattr(type(model), "clone", clone)
-    before = dict(model.model.named_parameters())
-    invert(model)
-    assert (True, True) in asked
-    for name, weight in model.model.named_parameters():
-        assert weight is before[name], "the shared model is not touched"
-
-    def no_loader(self, disable_dynamic=False, **kwargs):
-        raise RuntimeError("cached_patcher_init is not initialized")
-
-    monkeypatch.setattr(type(model), "clone", no_loader)
-    with pytest.raises(ValueError, match="TTIS Inversion: the model's loader cannot load it whole .* Load Checkpoint"):
-        invert(model)
 
 
 def test_compiled_models(make_model, invert, edit):
