@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
 import torch
@@ -13,7 +14,7 @@ from ..baret_ops.attention import Hook, Hooks, Site
 Block = tuple[str, int]
 
 
-def unet_of(model) -> torch.nn.Module:
+def unet_of(model) -> Any:
     """The UNet of a MODEL, without torch.compile's wrapper."""
     unet = getattr(model.model, "diffusion_model", None)
     return getattr(unet, "_orig_mod", unet)

@@ -117,7 +117,7 @@ def weights_in_place(patchers: Iterable) -> Iterator[None]:
                 for prefix, part in patcher.model.named_modules():
                     for name, weight in part._parameters.items():
                         if weight is not None:
-                            copy = nn.Parameter(_on_device(patcher, prefix, part, name), requires_grad=False)
+                            copy = nn.Parameter(_on_device(patcher, prefix, part, name, weight), requires_grad=False)
                             part._parameters[name] = copy
                             replaced.append((part, name, weight, copy))
         yield
@@ -127,9 +127,8 @@ def weights_in_place(patchers: Iterable) -> Iterator[None]:
                 part._parameters[name] = weight
 
 
-def _on_device(patcher, prefix: str, part: nn.Module, name: str) -> Tensor:
+def _on_device(patcher, prefix: str, part: nn.Module, name: str, weight: Tensor) -> Tensor:
     """A copy of one weight of a dynamic patcher's model on its device, as the model computes with it."""
-    weight = part._parameters[name]
     key = f"{prefix}.{name}" if prefix else name
     if key in patcher.backup:  # a small weight, which the host has put on the device already, patches and all
         return weight.detach().clone()

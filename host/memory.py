@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import comfy.model_management
 import torch
@@ -85,7 +86,7 @@ def _cast_numbers(module: nn.Module, kind: torch.dtype) -> int:
 
 def _cast_weights(part: nn.Module, kind: torch.dtype) -> list[Tensor]:
     """Those weights of a layer of the host's that are not computed with as they are stored."""
-    weights = [weight for weight in part.parameters(recurse=False) if weight.is_floating_point()]
+    weights: list[Tensor] = [weight for weight in part.parameters(recurse=False) if weight.is_floating_point()]
     if part.weight_function:
         return weights
     return [weight for weight in weights if weight.dtype != kind or type(weight.data) is not Tensor]
@@ -105,7 +106,7 @@ def must_recompute(model, rows: int, shape: Sequence[int], beside: Iterable[nn.M
 
     The model is loaded. Raises ValueError where not even that fits.
     """
-    free = comfy.model_management.get_free_memory(model.load_device)
+    free = cast(float, comfy.model_management.get_free_memory(model.load_device))
     least = activations(model, rows, shape, True, beside)
     if least > free:
         raise ValueError(

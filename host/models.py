@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import comfy.model_sampling
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
 
 from ..baret_ops.schedule import Schedule, make_schedule
 from ..baret_ops.values import ModelFamily, Trajectory
@@ -56,7 +59,7 @@ def family_of(model) -> ModelFamily:
         prediction=prediction,
         latent_channels=latent_format.latent_channels,
         context_dim=widths.pop(),
-        sigma_max=float(sampling.sigmas[-1]),
+        sigma_max=float(cast(Tensor, sampling.sigmas)[-1]),
         latent_scale=float(latent_format.scale_factor),
     )
 

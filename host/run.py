@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import comfy.conds
 import comfy.model_management
@@ -163,7 +163,7 @@ class _Run(comfy.samplers.Sampler):
     def __init__(self, loop: Loop, tuned: int):
         self.loop, self.tuned, self.result = loop, tuned, None
 
-    def sample(
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]: the host declares it without arguments
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         options = extra_args["model_options"]
@@ -199,11 +199,20 @@ class _Predictor:
         self._guider, self._options = guider, options
         self._blocks = attention.blocks_of(guider.model_patcher)
 
-    def __call__(self, x, sigma, *, cond=None, uncond=None, sharing: Sharing | None = None, hooks: Hooks | None = None):
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: float,
+        *,
+        cond: Tensor | None = None,
+        uncond: Tensor | None = None,
+        sharing: Sharing | None = None,
+        hooks: Hooks | None = None,
+    ) -> tuple[Tensor, Tensor]:
         comfy.model_management.throw_exception_if_processing_interrupted()
         # The list's order labels the passes, 0 conditional and 1 unconditional, for every patch on the model: a pass
         # that is left out keeps its place.
-        passes = [self._conds("positive", cond), self._conds("negative", uncond)]
+        passes: list[Any] = [self._conds("positive", cond), self._conds("negative", uncond)]
         options = self._options if sharing is None else _with_sharing(self._options, sharing)
         if hooks is not None:
             transformer = options.get("transformer_options", {})
@@ -211,7 +220,8 @@ class _Predictor:
             options = _with_transformer_options(options, {"patches_replace": replaced})
         sigmas = x.new_full([x.shape[0]], sigma)
         denoised = comfy.samplers.calc_cond_batch(self._guider.inner_model, passes, x, sigmas, options)
-        return tuple(None if conds is None else (x - out) / sigma for conds, out in zip(passes, denoised))
+        eps = [None if conds is None else (x - out) / sigma for conds, out in zip(passes, denoised)]
+        return cast(tuple[Tensor, Tensor], tuple(eps))
 
     def _conds(self, role: str, embedding: Tensor | None) -> list[dict] | None:
         if embedding is None:

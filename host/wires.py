@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ def latent_out(family: ModelFamily, z: Tensor) -> dict:
     return {"samples": to_wire(z / family.latent_scale)}
 
 
-def latent_mask(mask: Tensor, images: int, shape: list[int]) -> Tensor:
+def latent_mask(mask: Tensor, images: int, shape: Sequence[int]) -> Tensor:
     """A MASK ``[1 or images,H,W]`` at the latents' size, ``[1 or images,1,h,w]`` in 0..1; shape is (C,h,w).
 
     Raises ValueError for another number of masks.

@@ -9,6 +9,7 @@ import logging
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_model
 import comfy.latent_formats
@@ -184,7 +185,7 @@ class _Windows(comfy.sd1_clip.SDTokenizer):
     def __init__(self, embedding_directory, tokenizer_data):
         super().__init__(
             tokenizer_path=tokenizer_data["words"],
-            tokenizer_class=WordTokenizer,
+            tokenizer_class=WordTokenizer,  # pyright: ignore[reportArgumentType]: any that has its methods
             max_length=WINDOW,
             embedding_size=WIDTH,
             embedding_directory=embedding_directory,
@@ -241,7 +242,8 @@ class TextModel(comfy.sd1_clip.SD1ClipModel):
     """The host's CLIP module `clip_l`, so that LoRAs find their keys; `tokens` is the size of the vocabulary."""
 
     def __init__(self, tokens, device="cpu", dtype=None, model_options=None):
-        super().__init__(device, dtype, model_options or {}, clip_model=_WordClip, tokens=tokens)
+        clip_model: Any = _WordClip  # the host asks for no more than a constructor like its own
+        super().__init__(device, dtype, model_options or {}, clip_model=clip_model, tokens=tokens)
 
 
 def load_clip(path=WEIGHTS, disable_dynamic=False):

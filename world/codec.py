@@ -1,5 +1,7 @@
 """The world's codec: 3 x H x W pictures in -1..1 to 4 x H/8 x W/8 latents of about unit variance, and back."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,7 +30,7 @@ class Codec(nn.Module):
     training, the host's when the host shall place and cast the weights.
     """
 
-    def __init__(self, ops=nn, wide=96, middle=64, thin=32):
+    def __init__(self, ops: Any = nn, wide=96, middle=64, thin=32):
         super().__init__()
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),

@@ -138,8 +138,8 @@ def auto_edit(
     """Edit by the embeddings' target text, which need say no more than what is in the picture and what is new.
 
     Every image of a batch is decided on its own. Row-forwards of an image, with N steps, K candidates and L levels of
-    the judge: ``2 L`` for the picture, ``2 K`` a step up to the choice and ``2 K L`` at it, 2 a step after it, and 2 a step
-    for the reconstruction while it lends.
+    the judge: ``2 L`` for the picture, ``2 K`` a step up to the choice and ``2 K L`` at it, 2 a step after it, and 2 a
+    step for the reconstruction while it lends.
 
     effort: how many of CANDIDATES are tried, from 1. keep: see :func:`choose`. seed: of the judge's noise and of the
         candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change beside what the texts say.

@@ -56,16 +56,22 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
         "app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = argument", checkpoint.name
     )
     page.ask(
-        "app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels').widgets.find(w => w.name === 'megapixels').value = 0.016"
+        "app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels')"
+        ".widgets.find(w => w.name === 'megapixels').value = 0.016"
     )
     shorten(page, steps=4)
 
     seen = page.ask("""
-        window.seen = { progress: {}, previews: new Set(), bars: new Set() };
-        app.api.addEventListener('progress', e => (window.seen.progress[e.detail.node] ??= []).push(e.detail.value / e.detail.max));
-        app.api.addEventListener('b_preview_with_metadata', e => window.seen.previews.add(e.detail.displayNodeId ?? e.detail.nodeId));
+        const seen = window.seen = { progress: {}, previews: new Set(), bars: new Set() };
+        app.api.addEventListener('progress', ({ detail }) => {
+            (seen.progress[detail.node] ??= []).push(detail.value / detail.max);
+        });
+        app.api.addEventListener('b_preview_with_metadata', ({ detail }) => {
+            seen.previews.add(detail.displayNodeId ?? detail.nodeId);
+        });
         // The bar on the node itself, which the page draws after the message.
-        app.api.addEventListener('progress_state', () => setTimeout(() => app.graph.nodes.filter(n => n.progress > 0).forEach(n => window.seen.bars.add(n.title))));
+        const note_bars = () => app.graph.nodes.filter(n => n.progress > 0).forEach(n => seen.bars.add(n.title));
+        app.api.addEventListener('progress_state', () => setTimeout(note_bars));
         return Object.fromEntries(app.graph.nodes.map(n => [n.title, String(n.id)]));
     """)
     page.queue()

@@ -1,4 +1,4 @@
-"""Hooks in the place of attention, inside the host's UNet: what they see, what they change, and whom they leave in peace."""
+"""Hooks in the place of attention, inside the host's UNet: what they see, what they change, whom they leave alone."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_coarse_blocks_of_sd15(pack, make_model):
 
 
 def test_a_hook_changes_its_attention(call):
-    """Zero in the place of the conditional rows' cross-attention: the words have no say there, and the unconditional pass is as it was."""
+    """Zero in the place of the conditional rows' cross-attention: words have no say there, all else is as it was."""
 
     def silence(attend, q, k, v, site):
         out = attend(q, k, v)
@@ -105,7 +105,7 @@ def test_a_hook_changes_its_attention(call):
 
 
 def test_others_replacements_run_inside(call, model, inputs):
-    """As IPAdapter does it: a function in attn2's place, for a whole block or one transformer of it, that adds to plain attention."""
+    """As IPAdapter does it: a function in attn2's place, for a block or one transformer of it, adds to attention."""
     from comfy.ldm.modules.attention import optimized_attention
 
     fired = []

@@ -95,7 +95,7 @@ def test_a_text_longer_than_a_window_is_inverted_with(invert, scene):
 
 
 def test_bfloat16_does_what_float32_does(world, invert, scene, execute):
-    """On trained weights: reconstructions of the same quality, and edits whose difference nobody sees (40 dB is a difference of 2 in 255)."""
+    """On trained weights: reconstructions as good, and edits whose difference nobody sees (40 dB is 2 in 255)."""
     half = reloaded(world.model)
     with torch.inference_mode():
         half.model.diffusion_model.to(torch.bfloat16).dtype = torch.bfloat16
@@ -216,14 +216,14 @@ def test_weights_without_their_metadata_are_refused(broken):
 
 
 class TestEdits:
-    """On drawn scenes whose ideal result can be drawn too. Means over several scenes, with margin to what was measured."""
+    """On drawn scenes whose ideal result can be drawn too. Means over scenes, with margin to what was measured."""
 
     COLOURS = [(8, {"colour": "pink"}), (12, {"colour": "red"}), (14, {"colour": "pink"})]
     POSES = [(1, {"pose": "sitting"}), (12, {"pose": "sitting"}), (14, {"pose": "lying"})]
 
     @pytest.fixture(scope="class")
     def run(self, pack, world):
-        """Invert a scene with the caption of its change, once a scene; edit with given dials; pictures of all that matters."""
+        """Invert a scene with the caption of its change, once; edit with given dials; pictures of all that matters."""
         done = {}
 
         def call(seed, change, model=None, **dials):

@@ -40,9 +40,10 @@ class Graph(dict):
 
 @pytest.fixture(scope="session")
 def companions(client, checkpoint):
-    """A LoRA and a ControlNet for the stand-in checkpoint, in the server's folders under the names that the example workflow has.
+    """A LoRA and a ControlNet for the stand-in checkpoint, under the names that the example workflow has.
 
-    The ControlNet is made as real ones begin: a copy of the UNet's encoder and 1x1 convolutions behind each block, here not zero.
+    The ControlNet is made as real ones begin: a copy of the UNet's encoder, and 1x1 convolutions behind each block,
+    here not zero.
     """
     import torch
     from safetensors.torch import load_file, save_file

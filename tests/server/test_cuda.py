@@ -1,4 +1,4 @@
-"""What only a CUDA card shows: the dynamic patcher, 16-bit kernels, device memory, cancel. Skipped only where torch sees no card.
+"""What only a CUDA card shows: the dynamic patcher, 16-bit kernels, device memory, cancel. Skipped without a card.
 
 The other server tests run on the card as well where there is one; these ask for what a CPU cannot tell.
 """

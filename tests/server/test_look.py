@@ -30,8 +30,16 @@ def graph(example):
     )
     maps = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse"}
     graph.add(
-        "BaretAttentionMaps", model=[world, 0], clip=[world, 1], vae=[world, 2], trajectory=[ttis, 0], embeddings=[graph.id(MOVING), 0], text=text, words="dog, lying", **maps
-    )  # fmt: skip
+        "BaretAttentionMaps",
+        model=[world, 0],
+        clip=[world, 1],
+        vae=[world, 2],
+        trajectory=[ttis, 0],
+        embeddings=[graph.id(MOVING), 0],
+        text=text,
+        words="dog, lying",
+        **maps,
+    )
     edit = next(
         id
         for id, node in graph.items()
