@@ -10,6 +10,7 @@ from . import inputs
 from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
 
 _DEFAULT_EFFORT = 3
+_PROCESSES = 3  # two candidates and the reconstruction
 
 
 class BaretAutoEdit(io.ComfyNode):
@@ -48,7 +49,7 @@ class BaretAutoEdit(io.ComfyNode):
                 inputs.mask_output("Where the picture was let change (white)."),
                 io.Latent.Output(
                     "candidates",
-                    tooltip="All candidates as they were judged, one image's after another's; decode with the VAE.",
+                    tooltip="All candidates as they were judged, one image's after another's; decode them with the VAE.",
                 ),
                 io.String.Output(
                     "report", tooltip="What was chosen and why, a line for each picture; and whether none obeyed."
@@ -70,8 +71,7 @@ class BaretAutoEdit(io.ComfyNode):
             regroup=not conditioning.carries_rows(embeddings.positive_options),
         )
         with errors_of(cls):
-            # Candidates and the reconstruction; when they are judged, each stands twice.
-            found = run_edit(model, trajectory, embeddings, mask, 2 * effort + 1, edit)
+            found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
             tried = found.candidates.transpose(0, 1).flatten(0, 1)
             report = found.report()
             return io.NodeOutput(

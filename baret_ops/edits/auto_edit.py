@@ -1,16 +1,22 @@
 """Auto Edit: an edit from a text that says only what is new, chosen by the model among its own candidates.
 
-A few edits of different boldness begin side by side. As soon as their clean latents can be told, the model says which
-of them the text explains (:mod:`.judge`); of those that obey, the one that changes least outside goes on to the end.
+1. The model is asked about the noised picture with both texts, the target and the tuned one. Where they disagree is the
+   region that may change.
+2. Two candidates are sampled side by side, a gentle one and one of new shapes with the old looks, and judged
+   (:mod:`.judge`): 0 is "as it was", 1 is "as asked".
+3. Images without a good candidate get further ones, from fresh noise where the text is at odds with the picture.
+4. Of the good ones the one that takes least away from the picture is taken; where none is good, the best judged one,
+   and the report says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
@@ -18,106 +24,135 @@ from .auto_mask import smoothed
 from .bam import Edits, advance
 from .judge import Answers, ask
 from .plan import NEVER, Dials
-from .region import Region, dilated, renoised, whole
+from .region import Region, dilated, renoised
 
+MAY_CHANGE, AT_ODDS = 0.2, 0.4
+"""Shares of the greatest difference between the texts: above the first a place may change, above the second the text is
+at odds with the picture there, and that is where fresh noise goes."""
 LOOKS_FROM = 0.2
-"""Share of the steps after which self-attention takes K and V from the reconstruction (MasaCtrl: step 4)."""
-CHOOSE_AT = 0.4
-"""Share of the steps after which the candidates are judged and one of them goes on."""
-REGION_SHARE, CORE_SHARE = 0.2, 0.4
-"""Shares of the greatest difference between the texts above which a place may change, and above which it must."""
+"""Share of the steps after which self-attention takes K and V from the reconstruction (MasaCtrl, Cao et al. 2023)."""
+GENTLE = 4.0 / 7.5
+"""The gentle candidate's share of the guidance."""
 FRESH = 0.8
-"""Share of fresh noise where the picture must change."""
-OBEYED = 0.35
-"""How far the target text must explain an edit (:meth:`.judge.Answers.obeyed`) for it to count as obeyed."""
+"""Share of fresh noise, in variance."""
+GRID = 16
+"""Cells of the latents on which one cell of smoothing and growth was measured; finer ones take proportionally more."""
+MATCHED_CELLS = 64
+"""Longest side, in cells, at which contents are matched: that needs the square of the cells."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A way to edit. name: for the report.
 
-    boldness: share of the guidance above 1 that it takes. looks: whether it takes what things look like from the
-    picture, late. fresh: share of new noise where the picture must change.
+    share: of the guidance that it takes. looks: whether it takes from the picture what things look like.
+    fresh: whether it starts from fresh noise where the text is at odds with the picture.
     """
 
     name: str
-    boldness: float = 1.0
-    looks: bool = False
-    fresh: float = 0.0
-
-    def guidance(self, guidance_scale: float) -> float:
-        """The guidance of this candidate."""
-        return 1.0 + self.boldness * (guidance_scale - 1.0)
+    share: float = 1.0
+    looks: bool = True
+    fresh: bool = False
 
 
 CANDIDATES = (
-    Candidate("gentle", boldness=0.46),
-    Candidate("new shape, old looks", looks=True),
-    Candidate("old shape let go, old looks", looks=True, fresh=FRESH),
-    Candidate("free"),
+    Candidate("gentle", share=GENTLE, looks=False),
+    Candidate("new shape, old looks"),
+    Candidate("fresh noise", fresh=True),
+    Candidate("other fresh noise", fresh=True),
 )
-"""From the gentlest to the boldest; ``effort`` says how many of the first are tried."""
+"""From the gentlest on; ``effort`` says how many of the first are tried. The first two go side by side."""
+_SIDE_BY_SIDE = 2
 
 
 @dataclass(frozen=True, eq=False)
 class AutoEdit:
     """The outcome for B images of K candidates.
 
-    edit: ``[B,C,h,w]``, VP form. mask: ``[B,1,h,w]``, where it was let differ at the last step.
-    candidates: ``[K,B,C,h,w]``, their clean latents when they were judged.
-    obeyed: ``[K,B]``, how far the text explains each. changed: ``[K,B]``, how much each changes the picture.
-    chosen: ``[B]``, which one went on.
+    edit: ``[B,C,h,w]``, VP form. mask: ``[B,1,h,w]``, where it was let differ.
+    candidates: ``[K,B,C,h,w]``, VP form; where an image needed none, the picture as it was.
+    scores: ``[K,B]``, how far the text explains each, NaN where an image needed none.
+    distances: ``[K,B]``, how much each takes away from the picture, likewise.
+    chosen: ``[B]``, which one was taken. good: ``[B]`` bool, whether it obeys by the model's own judgement.
     """
 
     edit: Tensor
     mask: Tensor
     candidates: Tensor
-    obeyed: Tensor
-    changed: Tensor
+    scores: Tensor
+    distances: Tensor
     chosen: Tensor
+    good: Tensor
     names: tuple[str, ...]
 
     def report(self) -> str:
         """What was chosen and why, a line for each image."""
-        return "\n".join(self._line(b) for b in range(self.obeyed.shape[1]))
+        return "\n".join(self._line(b) for b in range(self.scores.shape[1]))
 
     def _line(self, b: int) -> str:
-        scores = self.obeyed[:, b]
-        good = int((scores >= OBEYED).sum())
-        chosen = int(self.chosen[b])
-        each = ", ".join(f"{name} {float(score):.2f}" for name, score in zip(self.names, scores))
-        head = f"picture {b + 1}: {good} of {len(self.names)} candidates obey the text ({each}); "
-        if good == 0:
-            return (
-                f"{head}none reaches {OBEYED}: the edit shows {self.names[chosen]!r}, the nearest, and is probably not "
-                "what you asked for. Try another seed, more effort, or other words."
-            )
-        return f"{head}taken: {self.names[chosen]!r}, which obeys and changes least."
+        scores = self.scores[:, b]
+        tried = ", ".join(f"{name} {float(s):.2f}" for name, s in zip(self.names, scores) if not s.isnan())
+        taken = self.names[int(self.chosen[b])]
+        head = f"picture {b + 1}: how far each candidate obeys, from 0 to 1: {tried}; taken: {taken}"
+        if bool(self.good[b]):
+            return f"{head}, which obeys and keeps most."
+        return (
+            f"{head}, the nearest, but NONE OBEYS: this is probably not what you asked for. "
+            "Try another seed, more effort, or other words."
+        )
 
 
-def regions(answers: Answers) -> tuple[Tensor, Tensor]:
-    """Where a picture may change and where it must, each ``[B,1,h,w]``, 0 or 1, from what was asked of the picture.
+# --- regions, distances, the choice -----------------------------------------------------------------------------------
 
-    The places where the two texts differ by more than a share of their greatest difference (DiffEdit, Couairon et al.
-    2022, with the tuned text for the caption).
+
+def regions(source: Answers) -> tuple[Tensor, Tensor]:
+    """Where a picture may change, and where the text is at odds with it, each ``[B,1,h,w]``, 0 or 1.
+
+    source: what was asked of the picture as it is. After DiffEdit (Couairon et al. 2022), with the tuned text for the
+    caption and shares of the picture's own greatest difference for a threshold.
     """
-    difference = smoothed(answers.difference())
+    difference = source.difference()
+    reach = max(1, round(max(difference.shape[-2:]) / GRID))
+    difference = smoothed(difference, reach)
     greatest = difference.amax((2, 3), keepdim=True)
-    may = (difference > REGION_SHARE * greatest).to(difference)
-    must = (difference > CORE_SHARE * greatest).to(difference)
-    return dilated(may, 1), must
+    may_change = (difference > MAY_CHANGE * greatest).to(difference)
+    at_odds = (difference > AT_ODDS * greatest).to(difference)
+    return dilated(may_change, reach), at_odds
 
 
-def choose(obeyed: Tensor, changed: Tensor, keep: float) -> Tensor:
-    """Which candidate each image takes, ``[B]``: of those that obey about as well as the best, the one that changes
-    least.
+def distance(edited: Tensor, picture: Tensor) -> Tensor:
+    """How much an edit ``[B,C,h,w]`` takes away from its picture, ``[B]``, in units of the latent.
 
-    obeyed, changed: ``[K,B]``. keep: 0 takes the most obedient, 1 whichever changes least; at 0.5 half of the best's
-    obedience is enough.
+    The root mean square of the change in place, and of what each cell is from the most like cell anywhere, both ways
+    (bidirectional similarity, Simakov et al. 2008): an animal that turns keeps its colours, one of another colour does
+    not, and a tree that is lost has no like left.
     """
-    best = obeyed.amax(0)
-    enough = obeyed >= best - keep * best.clamp_min(0.0)
-    return torch.where(enough, changed, float("inf")).argmin(0)
+    in_place = (edited - picture).square().mean((1, 2, 3))
+    side = max(edited.shape[-2:])
+    if side > MATCHED_CELLS:
+        scale = MATCHED_CELLS / side
+        edited = interpolate(edited, scale_factor=scale, mode="area")
+        picture = interpolate(picture, scale_factor=scale, mode="area")
+    apart = torch.cdist(edited.flatten(2).transpose(1, 2), picture.flatten(2).transpose(1, 2)).square()
+    anywhere = apart.amin(2).mean(1) + apart.amin(1).mean(1)
+    return in_place.sqrt() + anywhere.sqrt()
+
+
+def choose(scores: Tensor, distances: Tensor, keep: float) -> tuple[Tensor, Tensor]:
+    """Which candidate each image takes, ``[B]``, and whether it is good, ``[B]`` bool.
+
+    Good is a score of at least ``1 - keep``. Of the good ones the least distant is taken; where none is good, the one
+    of the best score. scores, distances: ``[K,B]``, NaN where an image has no such candidate.
+    """
+    there = ~scores.isnan()
+    good = there & (scores >= 1 - keep)
+    nearest = distances.masked_fill(~good, float("inf")).argmin(0)
+    best = scores.masked_fill(~there, float("-inf")).argmax(0)
+    any_good = good.any(0)
+    return torch.where(any_good, nearest, best), any_good
+
+
+# --- the edit ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -133,69 +168,96 @@ def auto_edit(
     mask: Tensor | None = None,
     regroup: bool = True,
     on_step: OnStep | None = None,
-    on_candidates: Callable[[Tensor, Tensor], None] | None = None,
+    on_round: Callable[[int], None] | None = None,
 ) -> AutoEdit:
     """Edit by the embeddings' target text, which need say no more than what is in the picture and what is new.
 
-    Every image of a batch is decided on its own. Row-forwards of an image, with N steps, K candidates and L levels of
-    the judge: ``2 L`` for the picture, ``2 K`` a step up to the choice and ``2 K L`` at it, 2 a step after it, and 2 a
-    step for the reconstruction while it lends.
+    Every image of a batch is decided on its own. Row-forwards of an image, with N steps and L levels of the judge: ``2
+    L`` for the picture; then for each candidate that it needs ``2 N`` and ``2 L``, and 2 a step for the reconstruction
+    while it lends looks to those that run.
 
-    effort: how many of CANDIDATES are tried, from 1. keep: see :func:`choose`. seed: of the judge's noise and of the
-        candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change beside what the texts say.
-    regroup: let images go on apart from each other once they are decided; False where the model carries something that
-        belongs to image positions.
-    on_step: reports the first candidate, then the edit that was taken. on_candidates: called with the candidates' clean
-        latents ``[K,B,C,h,w]`` and scores ``[K,B]`` when they are judged.
-    Raises ValueError for a misfit or an effort outside 1..4, NotFinite.
+    effort: how many of CANDIDATES are tried at most, from 1. keep: see :func:`choose`. seed: of the judge's noise and
+        of the candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change at all.
+    regroup: let images that are done leave the batch; False where the model carries something that belongs to image
+        positions.
+    on_step: reports the first candidate of each round. on_round: called with the number of candidates before each
+    round. Raises ValueError for a misfit, for a target text that is the picture's own, and for an effort outside 1..4,
+    NotFinite.
     """
     require_match(trajectory, embeddings)
     if not 1 <= effort <= len(CANDIDATES):
         raise ValueError(f"effort is {effort}; a whole number of candidates from 1 to {len(CANDIDATES)} fits.")
-    schedule, picture = trajectory.schedule, trajectory.pivots[-1]
-    embeddings = embeddings.to(picture.device).with_transition(1.0, 1.0)
-    tried = CANDIDATES[:effort]
-    source = ask(predict, schedule, embeddings, picture, seed)
-    may, must = regions(source)
-    if mask is not None:
-        may, must = may * mask, must * mask
-
-    looks_from, choose_at = round(LOOKS_FROM * schedule.steps), round(CHOOSE_AT * schedule.steps)
-    begun = []
-    for number, candidate in enumerate(tried):
-        start = renoised(trajectory.pivots[0], candidate.fresh, must, seed + number) if candidate.fresh else None
-        dials = Dials(0, 0, looks_from if candidate.looks else NEVER)
-        guidance = candidate.guidance(guidance_scale)
-        begun.append(Edits.begin(trajectory, embeddings, [dials], guidance, Region(may), start))
-    judged = advance(predict, trajectory, begun, range(choose_at), uncond_too=True, on_step=on_step)
-
-    candidates = torch.stack([_seen(edits, picture, may, choose_at) for edits in judged])
-    obeyed = ask(predict, schedule, embeddings, candidates.flatten(0, 1), seed).obeyed().unflatten(0, (effort, -1))
-    changed = (candidates - picture).square().mean((2, 3, 4))
-    chosen = choose(obeyed, changed, keep)
-    if on_candidates is not None:
-        on_candidates(candidates, obeyed)
-
-    edit, allowed = torch.empty_like(picture), whole(may, picture)
-    for number in sorted(set(chosen.tolist())):
-        rows = (chosen == number).nonzero().flatten().tolist()
-        among = rows if regroup else list(range(len(chosen)))
-        part = trajectory.rows(among)
-        (done,) = advance(
-            predict,
-            part,
-            [judged[number].rows(among)],
-            range(choose_at, schedule.steps),
-            uncond_too=True,
-            on_step=on_step,
+    embeddings = embeddings.to(trajectory.pivots.device).with_transition(1.0, 1.0)
+    if torch.equal(embeddings.tuned, embeddings.target.expand_as(embeddings.tuned)):
+        raise ValueError(
+            "the embeddings hold one text, for the picture as it is and for what it should become; "
+            "invert with TTIS Inversion and at least 1 iteration, or give a target text through Transition Embedding."
         )
-        (finished,) = done.results()
-        edit[rows] = finished if regroup else finished[rows]
-    names = tuple(candidate.name for candidate in tried)
-    return AutoEdit(edit, allowed, candidates, obeyed, changed, chosen, names)
+    run = _Run(predict, trajectory, embeddings, guidance_scale, seed, on_step)
+    source = run.ask(trajectory.pivots[-1], range(trajectory.images))
+    belief, (may_change, at_odds) = source.belief(), regions(source)
+    if mask is not None:
+        may_change, at_odds = may_change * mask, at_odds * mask
+
+    everyone = list(range(trajectory.images))
+    candidates = trajectory.pivots[-1].expand(effort, -1, -1, -1, -1).clone()
+    scores = candidates.new_full([effort, trajectory.images], float("nan"))
+    distances, waiting = scores.clone(), everyone
+    for group in _rounds(effort):
+        if not waiting:
+            break
+        if on_round is not None:
+            on_round(group[0])
+        among = waiting if regroup else everyone
+        taken = [among.index(b) for b in waiting]
+        for number, edited in zip(group, run.sample(group, among, may_change, at_odds)):
+            answers = run.ask(edited, among)
+            picture = trajectory.pivots[-1][among]
+            candidates[number, waiting] = edited[taken]
+            scores[number, waiting] = answers.score(belief[:, among])[taken]
+            distances[number, waiting] = distance(edited, picture)[taken]
+        _, good = choose(scores, distances, keep)
+        waiting = (~good).nonzero().flatten().tolist()
+
+    chosen, good = choose(scores, distances, keep)
+    edit = candidates[chosen, torch.arange(trajectory.images, device=chosen.device)]
+    names = tuple(candidate.name for candidate in CANDIDATES[:effort])
+    return AutoEdit(edit, may_change, candidates, scores, distances, chosen, good, names)
 
 
-def _seen(edits: Edits, picture: Tensor, may: Tensor, step: int) -> Tensor:
-    """The clean latent ``[B,C,h,w]`` that an edit predicts, and the picture's own where it may not change."""
-    (clean,) = edits.clean.values()
-    return torch.lerp(picture, clean, may)
+def _rounds(effort: int) -> list[list[int]]:
+    """The numbers of the candidates that go side by side, round by round."""
+    first = list(range(min(effort, _SIDE_BY_SIDE)))
+    return [first, *([number] for number in range(_SIDE_BY_SIDE, effort))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What all rounds of an edit share."""
+
+    predict: Predict
+    trajectory: Trajectory
+    embeddings: Embeddings
+    guidance_scale: float
+    seed: int
+    on_step: OnStep | None
+
+    def ask(self, pictures: Tensor, images: Sequence[int]) -> Answers:
+        """Ask about clean latents ``[A,C,h,w]`` of the images."""
+        return ask(self.predict, self.trajectory.schedule, self.embeddings.rows(list(images)), pictures, self.seed)
+
+    def sample(self, group: list[int], images: list[int], may_change: Tensor, at_odds: Tensor) -> list[Tensor]:
+        """The candidates of a group side by side, of some images: ``[A,C,h,w]`` each, VP form."""
+        trajectory, embeddings = self.trajectory.rows(images), self.embeddings.rows(images)
+        steps = trajectory.schedule.steps
+        region = Region(may_change[images])
+        begun = []
+        for number in group:
+            candidate, start = CANDIDATES[number], None
+            if candidate.fresh:
+                start = renoised(trajectory.pivots[0], FRESH, at_odds[images], self.seed + number)
+            dials = Dials(0, 0, int(LOOKS_FROM * steps + 0.5) if candidate.looks else NEVER)
+            guidance = candidate.share * self.guidance_scale
+            begun.append(Edits.begin(trajectory, embeddings, [dials], guidance, region, start))
+        done = advance(self.predict, trajectory, begun, range(steps), uncond_too=True, on_step=self.on_step)
+        return [edits.results()[0] for edits in done]

@@ -39,9 +39,9 @@ def noise_difference(predict: Predict, trajectory: Trajectory, embeddings: Embed
     return smoothed(total / (len(levels) * guidance_scale))
 
 
-def smoothed(values: Tensor) -> Tensor:
-    """``[B,1,h,w]``: the mean over 3x3 cells; beyond the border stands the border."""
-    return avg_pool2d(pad(values, (1, 1, 1, 1), mode="replicate"), 3, 1)
+def smoothed(values: Tensor, reach: int = 1) -> Tensor:
+    """``[B,1,h,w]``: the mean over each cell and those within ``reach`` of it; beyond the border stands the border."""
+    return avg_pool2d(pad(values, (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)
 
 
 def auto_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, threshold: float) -> Tensor:

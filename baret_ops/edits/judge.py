@@ -16,15 +16,17 @@ from ..schedule import Schedule
 from ..values import Embeddings
 
 ASKED_AT = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-"""The levels, as shares of the steps from the noisiest, at which the model is asked."""
+"""The levels, as shares of the steps from the noisiest, at which the model is asked: layout is decided in the first
+ones, colour in the last."""
+_LEVEL_SEEDS = 1000  # between the seeds of two levels' noise, so that the seeds of two tries share none
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the model predicted in noised pictures at L levels.
+    """What the model predicted in pictures that were noised to L levels.
 
-    noise ``[L,1,C,h,w]``: what was added, the same for every picture. target, tuned ``[L,R,C,h,w]``: the predictions
-    with the target text and with the tuned one.
+    noise ``[L,1,C,h,w]``: what was added, the same for every picture.
+    target, tuned ``[L,R,C,h,w]``: the predictions with the target text and with the tuned one.
     """
 
     noise: Tensor
@@ -32,42 +34,56 @@ class Answers:
     tuned: Tensor
 
     def obeyed(self) -> Tensor:
-        """How far the target text explains each picture, ``[R]``: about 0 for the picture as it was, 1 for all of it.
+        """Where the true noise lies from the tuned text's prediction, 0, to the target's, 1; ``[L,R]``.
 
-        The noise's projection on the way from the tuned text's prediction to the target's, over all levels. It goes
-        with no scale of the model's: twice the latent or twice the difference of the texts give the same.
+        ``<n - eps(e_i), eps(e_g) - eps(e_i)> / |eps(e_g) - eps(e_i)|**2``. It goes with no scale of the model's.
         """
         way = self.target - self.tuned
-        gone = ((self.noise - self.tuned) * way).sum((0, 2, 3, 4))
-        return gone / way.square().sum((0, 2, 3, 4)).clamp_min(1e-12)
+        along = ((self.noise - self.tuned) * way).flatten(2).sum(2)
+        return along / way.square().flatten(2).sum(2).clamp_min(1e-12)
 
     def difference(self) -> Tensor:
         """How much the two texts differ at each place of the pictures, ``[R,1,h,w]``."""
         return (self.target - self.tuned).abs().mean((0, 2))[:, None]
 
+    def belief(self) -> Tensor:
+        """How far each level can be believed, ``[L,R]`` in 0..2, from what was asked of the picture as it is.
+
+        1 where the tuned text explains it fully, 0 where the level cannot tell the two texts apart on it. A picture of
+        which no level is to be believed believes all alike.
+        """
+        weights = (1 - 2 * self.obeyed()).clamp(0, 2)
+        return torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
+
+    def score(self, belief: Tensor) -> Tensor:
+        """How far pictures obey the target text, ``[R]``: about 0 for the picture as it was, about 1 for what was
+        asked.
+
+        belief: ``[L,R]``.
+        """
+        return (self.obeyed() * belief).sum(0) / belief.sum(0)
+
 
 def levels_of(schedule: Schedule) -> list[int]:
     """The steps at which the model is asked, each once."""
-    return sorted({min(round(share * schedule.steps), schedule.steps - 1) for share in ASKED_AT})
+    return sorted({min(int(share * schedule.steps + 0.5), schedule.steps - 1) for share in ASKED_AT})
 
 
 @torch.no_grad()
 def ask(predict: Predict, schedule: Schedule, embeddings: Embeddings, pictures: Tensor, seed: int) -> Answers:
-    """Ask the model about pictures: two row-forwards a picture and level.
+    """Ask the model about clean latents ``[B,C,h,w]``: two row-forwards a picture and level.
 
-    pictures: clean latents ``[P*B,C,h,w]``, P of each of B images (process-major). seed: of the noise, which is the
-    same for every picture and on every device.
+    seed: of the noise, which is the same for every picture and on every device, so that comparisons share it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    times = len(pictures) // embeddings.images
     noises, targets, tuned = [], [], []
     for i in levels_of(schedule):
-        noise = torch.randn(pictures.shape[1:], generator=generator).to(pictures)
+        generator = torch.Generator().manual_seed(seed + _LEVEL_SEEDS * i)
+        noise = torch.randn(pictures.shape[1:], generator=generator).to(pictures)[None]
         x = pictures + schedule.sigma(i) * noise
-        texts = torch.cat([embeddings.target.repeat(times, 1, 1), embeddings.tuned[i].repeat(times, 1, 1)])
+        texts = torch.cat([embeddings.target, embeddings.tuned[i]])
         eps, _ = predict(torch.cat([x, x]), schedule.sigma(i), cond=texts)
         of_target, of_tuned = eps.chunk(2)
-        noises.append(noise[None])
+        noises.append(noise)
         targets.append(of_target)
         tuned.append(of_tuned)
     return Answers(torch.stack(noises), torch.stack(targets), torch.stack(tuned))
