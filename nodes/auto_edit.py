@@ -49,7 +49,8 @@ class BaretAutoEdit(io.ComfyNode):
                 inputs.mask_output("Where the picture was let change (white)."),
                 io.Latent.Output(
                     "candidates",
-                    tooltip="All candidates as they were judged, one image's after another's; decode them with the VAE.",
+                    tooltip="All candidates as they were judged, one image's after another's; "
+                    "decode them with the VAE.",
                 ),
                 io.String.Output(
                     "report", tooltip="What was chosen and why, a line for each picture; and whether none obeyed."
