@@ -1,6 +1,7 @@
 """What a person sees and does on the canvas."""
 
 import json
+from itertools import combinations
 
 import pytest
 import workflows
@@ -17,26 +18,33 @@ def shorten(page, **values):
     )
 
 
+def apart(a, b):
+    """Whether two boxes (left, top, width, height) share no place."""
+    beside = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0]
+    above = a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+    return beside or above
+
+
+def what_runs(graph):
+    """A workflow in API form without what is only shown."""
+    return {id: (node["class_type"], node["inputs"]) for id, node in graph.items()}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_opens_whole(page, name):
     """Every node is known, none lies over another, and what would be queued is what is committed for programs."""
     page.open_template(name)
-    assert (
-        page.ask("return app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)") == []
-    )
+    unknown = "return app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+    assert page.ask(unknown) == []
     assert not page.page.get_by_test_id("missing-node-card").count()
-    boxes = page.ask(
-        "return app.graph.nodes.map(n => [n.title, ...n.boundingRect])"
-    )  # as large as the frontend makes them
-    boxes = [(title, x, y, x + w, y + h) for title, x, y, w, h in boxes]
-    for i, (title, *a) in enumerate(boxes):
-        for other, *b in boxes[i + 1 :]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{title} lies over {other}"
+
+    # As large as the frontend makes them.
+    boxes = page.ask("return app.graph.nodes.map(n => [n.title, ...n.boundingRect])")
+    for (title, *box), (other, *other_box) in combinations(boxes, 2):
+        assert apart(box, other_box), f"{title} lies over {other}"
+
     committed = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    queued = page.prompt()
-    assert {id: (n["class_type"], n["inputs"]) for id, n in queued.items()} == {
-        id: (n["class_type"], n["inputs"]) for id, n in committed.items()
-    }
+    assert what_runs(page.prompt()) == what_runs(committed)
 
 
 def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
@@ -56,16 +64,22 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
         "app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = argument", checkpoint.name
     )
     page.ask(
-        "app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels').widgets.find(w => w.name === 'megapixels').value = 0.016"
+        "app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels')"
+        ".widgets.find(w => w.name === 'megapixels').value = 0.016"
     )
     shorten(page, steps=4)
 
     seen = page.ask("""
-        window.seen = { progress: {}, previews: new Set(), bars: new Set() };
-        app.api.addEventListener('progress', e => (window.seen.progress[e.detail.node] ??= []).push(e.detail.value / e.detail.max));
-        app.api.addEventListener('b_preview_with_metadata', e => window.seen.previews.add(e.detail.displayNodeId ?? e.detail.nodeId));
+        const seen = window.seen = { progress: {}, previews: new Set(), bars: new Set() };
+        app.api.addEventListener('progress', ({ detail }) => {
+            (seen.progress[detail.node] ??= []).push(detail.value / detail.max);
+        });
+        app.api.addEventListener('b_preview_with_metadata', ({ detail }) => {
+            seen.previews.add(detail.displayNodeId ?? detail.nodeId);
+        });
         // The bar on the node itself, which the page draws after the message.
-        app.api.addEventListener('progress_state', () => setTimeout(() => app.graph.nodes.filter(n => n.progress > 0).forEach(n => window.seen.bars.add(n.title))));
+        const note_bars = () => app.graph.nodes.filter(n => n.progress > 0).forEach(n => seen.bars.add(n.title));
+        app.api.addEventListener('progress_state', () => setTimeout(note_bars));
         return Object.fromEntries(app.graph.nodes.map(n => [n.title, String(n.id)]));
     """)
     page.queue()
