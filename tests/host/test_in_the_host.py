@@ -272,7 +272,7 @@ def test_attention_kernels_of_the_host(make_model, invert, edit, plain, monkeypa
 
 @pytest.mark.usefixtures("activations")
 def test_a_kernel_without_backward(make_model, invert, edit):
-    """SageAttention and the like sit in the override slot: they stay in it, and serve everywhere but under gradients."""
+    """SageAttention and the like sit in the override slot: they stay there, and serve but under gradients."""
     from comfy.ldm.modules.attention import attention_pytorch
 
     model, used = make_model().clone(), []
