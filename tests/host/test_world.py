@@ -15,10 +15,10 @@ def psnr(a, b, where=None):
 
 def done_of(edit, codec, ideal, where):
     """0 where the edit is still the source (as its codec gives it), 1 where it is the ideal."""
-    return float(
-        ((edit - codec) * (ideal - codec) * where[..., None]).sum()
-        / ((ideal - codec).square() * where[..., None]).sum()
-    )
+    where = where[..., None]
+    asked = ideal - codec
+    come = edit - codec
+    return float((come * asked * where).sum() / (asked.square() * where).sum())
 
 
 def reloaded(model):
@@ -28,40 +28,26 @@ def reloaded(model):
 
 
 @pytest.fixture(scope="module")
-def world(pack, host):
-    with torch.inference_mode():
-        model, clip, vae = pack.nodes["BaretWorldLoader"].execute().args
-
-    def encode(text):
-        with torch.inference_mode():
-            return host.nodes.CLIPTextEncode().encode(clip, text)[0]
-
-    def decode(latent):
-        with torch.inference_mode():
-            return host.nodes.VAEDecode().decode(vae, latent)[0]
-
-    def latent(picture):
-        with torch.inference_mode():
-            return host.nodes.VAEEncode().encode(vae, picture)[0]
-
-    return SimpleNamespace(model=model, clip=clip, vae=vae, encode=encode, decode=decode, latent=latent)
+def world(drawn_world):
+    return drawn_world
 
 
 @pytest.fixture
 def scene(execute):
-    return lambda seed, **fixed: execute("BaretWorldScene", seed=seed, **fixed)
+    def call(seed, **fixed):
+        return execute("BaretWorldScene", seed=seed, **fixed)
+
+    return call
 
 
 @pytest.fixture
-def invert(world, execute):
+def invert(world, ttis):
+    """TTIS Inversion of a picture with a text."""
+
     def call(picture, text, model=None, **inputs):
-        given = {
-            "model": model or world.model,
-            "positive": world.encode(text),
-            "negative": world.encode(""),
-            "latent": world.latent(picture),
-        }
-        return execute("BaretTTISInversion", **{**given, **inputs})
+        positive, negative = world.encode(text), world.encode("")
+        latent = world.latent(picture)
+        return ttis(model or world.model, positive=positive, negative=negative, latent=latent, **inputs)
 
     return call
 
@@ -74,28 +60,28 @@ def test_the_codec_keeps_pictures_of_any_size(world, scene):
     assert psnr(world.decode(world.latent(wide)), wide) > 28
 
 
-def test_pictures_of_other_sizes_are_inverted_and_edited(world, invert, execute):
+def test_pictures_of_other_sizes_are_inverted_and_edited(world, invert, bam):
     picture = torch.rand(1, 99, 137, 3)
-    assert world.decode(world.latent(picture)).shape == (1, 96, 136, 3), (
-        "sides that are no multiple of 8 are cropped, as the host does"
-    )
+    cropped = world.decode(world.latent(picture))
+    assert cropped.shape == (1, 96, 136, 3), "sides that are no multiple of 8 are cropped, as the host does"
     trajectory, embeddings, _ = invert(picture, "a red dog", steps=2, iterations=1)
-    edit, _ = execute("BaretBAMEdit", model=world.model, trajectory=trajectory, embeddings=embeddings, auto_mask=0.01)
-    assert edit["samples"].shape == (1, 4, 12, 17) and torch.isfinite(edit["samples"]).all()
+    edit = bam(world.model, trajectory, embeddings, auto_mask=0.01)
+    assert edit.shape == (1, 4, 12, 17) and torch.isfinite(edit).all()
 
 
 def test_a_text_longer_than_a_window_is_inverted_with(invert, scene):
     picture, caption, _ = scene(3)
     trajectory, embeddings, _ = invert(picture, ", ".join([caption] * 5), steps=2, iterations=1)
-    assert (
-        embeddings.tuned.shape[2] > 32
-        and embeddings.tuned.shape[2] % 32 == 0
-        and torch.isfinite(trajectory.latents).all()
-    )
+    tokens = embeddings.tuned.shape[2]
+    assert tokens > 32 and tokens % 32 == 0
+    assert torch.isfinite(trajectory.latents).all()
 
 
-def test_bfloat16_does_what_float32_does(world, invert, scene, execute):
-    """On trained weights: reconstructions as good, and edits whose difference nobody sees (40 dB is 2 in 255)."""
+def test_bfloat16_does_what_float32_does(world, invert, scene, bam):
+    """On trained weights: reconstructions of the same quality, and edits whose difference nobody sees.
+
+    40 dB is a difference of 2 in 255.
+    """
     half = reloaded(world.model)
     with torch.inference_mode():
         half.model.diffusion_model.to(torch.bfloat16).dtype = torch.bfloat16
@@ -105,13 +91,15 @@ def test_bfloat16_does_what_float32_does(world, invert, scene, execute):
     for seed, colour in ((14, "red"), (8, "pink")):
         picture, _, _ = scene(seed)
         _, text, _ = scene(seed, colour=colour)
-        codec, found = world.decode(world.latent(picture)), []
+        codec = world.decode(world.latent(picture))
+        qualities, edits = [], []
         for model in (world.model, half):
             trajectory, embeddings, reconstruction = invert(picture, text, model=model, steps=20)
-            edit, _ = execute("BaretBAMEdit", model=model, trajectory=trajectory, embeddings=embeddings)
-            found.append((psnr(world.decode(reconstruction), codec), world.decode(edit)))
-        gained.append(found[1][0] - found[0][0])
-        between.append(psnr(found[0][1], found[1][1]))
+            edit = bam(model, trajectory, embeddings)
+            qualities.append(psnr(world.decode(reconstruction), codec))
+            edits.append(world.decode({"samples": edit}))
+        gained.append(qualities[1] - qualities[0])
+        between.append(psnr(*edits))
     assert half.model.get_dtype_inference() == torch.bfloat16
     assert abs(sum(gained) / 2) < 1.0, gained
     assert sum(between) / 2 > 35, between
@@ -160,13 +148,15 @@ def broken(pack, tmp_path):
     return import_module(pack.root.__name__ + ".host.world"), tmp_path / "world.safetensors"
 
 
-@pytest.mark.parametrize(
-    "damage, sentence",
-    [
-        (lambda b: b[: len(b) // 2], "damaged or cut short"),
-        (lambda b: b.replace(b'"baret_world":"1"', b'"baret_world":"9"'), "version 9"),
-    ],
-)
+def cut_short(content):
+    return content[: len(content) // 2]
+
+
+def of_another_version(content):
+    return content.replace(b'"baret_world":"1"', b'"baret_world":"9"')
+
+
+@pytest.mark.parametrize("damage, sentence", [(cut_short, "damaged or cut short"), (of_another_version, "version 9")])
 def test_weights_that_do_not_fit_are_refused(broken, damage, sentence):
     model, path = broken
     path.write_bytes(damage(model.WEIGHTS.read_bytes()))
@@ -188,14 +178,16 @@ def test_weights_that_are_not_whole_are_refused(broken, part, name, change):
 
     model, path = broken
     tensors, metadata = model.read()
-    tensor = tensors[name] if change == "has more than" else tensors.pop(name)
-    if change != "lacks":
-        tensors[name if change == "has another shape of" else name + "2"] = torch.cat([tensor, tensor])
+    longer = torch.cat([tensors[name]] * 2)
+    if change == "lacks":
+        del tensors[name]
+    elif change == "has another shape of":
+        tensors[name] = longer
+    else:
+        tensors[name + "2"] = longer
     save_file(tensors, path, metadata)
-    with pytest.raises(
-        ValueError,
-        match=f"1 tensors of its {part} are missing, too many or of another shape, first .*; use the file that came",
-    ):
+    sentence = f"1 tensors of its {part} are missing, too many or of another shape, first .*; use the file that came"
+    with pytest.raises(ValueError, match=sentence):
         model.load(path)
 
 
@@ -216,32 +208,34 @@ def test_weights_without_their_metadata_are_refused(broken):
 
 
 class TestEdits:
-    """On drawn scenes whose ideal result can be drawn too. Means over scenes, with margin to what was measured."""
+    """On drawn scenes whose ideal result can be drawn too. Means over several scenes, with margin to the measured."""
 
     COLOURS = [(8, {"colour": "pink"}), (12, {"colour": "red"}), (14, {"colour": "pink"})]
     POSES = [(1, {"pose": "sitting"}), (12, {"pose": "sitting"}), (14, {"pose": "lying"})]
 
     @pytest.fixture(scope="class")
     def run(self, pack, world):
-        """Invert a scene with the caption of its change, once; edit with given dials; pictures of all that matters."""
-        done = {}
+        """Invert a scene with the caption of its change, once a scene; edit with given dials; measure the edit."""
+        nodes = {name.removeprefix("Baret"): node.execute for name, node in pack.nodes.items()}
+        inversions = {}
 
-        def call(seed, change, model=None, **dials):
+        def inversion(model, seed, source, text):
+            key = (id(model), seed, text)
+            if key not in inversions:
+                positive, negative, latent = world.encode(text), world.encode(""), world.latent(source)
+                inversions[key] = nodes["TTISInversion"](model, positive, negative, latent, steps=25, cfg=7.5).args
+            return inversions[key]
+
+        def call(seed, change, model=None, eta=(0.4, 0.0), **dials):
+            """eta: the default is what the evidence chose for poses on this world."""
             model = model or world.model
-            nodes = {name.removeprefix("Baret"): node.execute for name, node in pack.nodes.items()}
+            dials = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, **dials}
             with torch.inference_mode():
                 source, _, mask = nodes["WorldScene"](seed).args
                 target, text, target_mask = nodes["WorldScene"](seed, **change).args
-                key = (seed, text, id(model))
-                if key not in done:
-                    positive, negative, latent = world.encode(text), world.encode(""), world.latent(source)
-                    done[key] = nodes["TTISInversion"](model, positive, negative, latent, steps=25, cfg=7.5).args
-                trajectory, embeddings, reconstruction = done[key]
-                eta = dials.pop("eta", (0.4, 0.0))  # what the evidence chose for poses on this world
+                trajectory, embeddings, reconstruction = inversion(model, seed, source, text)
                 (blended,) = nodes["TransitionEmbedding"](embeddings, *eta).args
-                (edit,) = nodes["BAMEdit"](
-                    model, trajectory, blended, **{"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, **dials}
-                ).args
+                edit, *_ = nodes["BAMEdit"](model, trajectory, blended, **dials).args
             codec = world.decode(world.latent(source))
             ideal = world.decode(world.latent(target))
             either = torch.maximum(mask, target_mask)
@@ -263,7 +257,8 @@ class TestEdits:
         with torch.inference_mode():
             generator = torch.Generator().manual_seed(0)
             for weight in model.model.diffusion_model.parameters():
-                weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view(weight.shape))
+                order = torch.randperm(weight.numel(), generator=generator)
+                weight.copy_(weight.flatten()[order].view(weight.shape))
         return model
 
     @staticmethod
@@ -271,15 +266,13 @@ class TestEdits:
         values = list(values)
         return sum(values) / len(values)
 
-    def test_ttis_reconstructs(self, run, world, pack):
+    def test_ttis_reconstructs(self, run, world, scene, invert):
         gains = []
         for seed, change in self.POSES:
             tuned = run(seed, change)
-            with torch.inference_mode():
-                source, _, _ = pack.nodes["BaretWorldScene"].execute(seed).args
-                _, text, _ = pack.nodes["BaretWorldScene"].execute(seed, **change).args
-                inputs = world.model, world.encode(text), world.encode(""), world.latent(source)
-                untuned = pack.nodes["BaretTTISInversion"].execute(*inputs, steps=25, cfg=7.5, iterations=0).args[2]
+            source, _, _ = scene(seed)
+            _, text, _ = scene(seed, **change)
+            _, _, untuned = invert(source, text, steps=25, cfg=7.5, iterations=0)
             gains.append(psnr(tuned.reconstruction, tuned.codec) - psnr(world.decode(untuned), tuned.codec))
         assert self.mean(gains) > 15, f"TTIS must beat guided DDIM by 15 dB: {gains}"
 
@@ -299,23 +292,21 @@ class TestEdits:
         assert rigid < 0.3 < moving - 0.2, (rigid, moving)
 
     def test_more_self_attention_keeps_more(self, run):
-        kept = [
-            self.mean(psnr((r := run(seed, change, tau_sa=tau)).edit, r.codec) for seed, change in self.POSES)
-            for tau in (0.0, 0.3, 1.0)
-        ]
+        kept = []
+        for tau in (0.0, 0.3, 1.0):
+            runs = [run(seed, change, tau_sa=tau) for seed, change in self.POSES]
+            kept.append(self.mean(psnr(r.edit, r.codec) for r in runs))
         assert kept[0] < kept[1] < kept[2], kept
 
     def test_a_mask_from_the_text_keeps_more_and_changes_as_much(self, run):
-        pairs = [
-            (run(seed, change, eta=(1.0, 1.0)), run(seed, change, eta=(1.0, 1.0), auto_mask=0.01))
-            for seed, change in self.COLOURS
-        ]
-        assert self.mean(masked.outside - free.outside for free, masked in pairs) > 1.5, [
-            (free.outside, masked.outside) for free, masked in pairs
-        ]
-        assert self.mean(masked.done - free.done for free, masked in pairs) > -0.1, [
-            (free.done, masked.done) for free, masked in pairs
-        ]
+        kept, done = [], []
+        for seed, change in self.COLOURS:
+            free = run(seed, change, eta=(1.0, 1.0))
+            masked = run(seed, change, eta=(1.0, 1.0), auto_mask=0.01)
+            kept.append(masked.outside - free.outside)
+            done.append(masked.done - free.done)
+        assert self.mean(kept) > 1.5, kept
+        assert self.mean(done) > -0.1, done
 
     def test_outside_a_mask_the_picture_is_the_codecs(self, run):
         mask = torch.zeros(1, 128, 128)
@@ -327,7 +318,12 @@ class TestEdits:
         colours = [run(seed, change, model=untrained, eta=(1.0, 1.0)) for seed, change in self.COLOURS[:1]]
         poses = [run(seed, change, model=untrained) for seed, change in self.POSES[:1]]
         for runs in (colours, poses):
-            assert not (self.mean(r.done for r in runs) > 0.5 and self.mean(r.outside for r in runs) > 20)
+            done, outside = self.mean(r.done for r in runs), self.mean(r.outside for r in runs)
+            assert not (done > 0.5 and outside > 20)
+
+
+CAPTION = object()
+"""Stands for the scene's caption among the inputs of an edit."""
 
 
 class TestPeers:
@@ -338,19 +334,24 @@ class TestPeers:
 
     @pytest.fixture
     def edited(self, world, scene, execute):
-        def call(seed, change, node, inversion="BaretInversion", inverted=None, **inputs):
-            (source, caption, mask), (target, text, target_mask) = scene(seed), scene(seed, **change)
-            given = {
-                "model": world.model,
-                "positive": world.encode(caption),
-                "negative": world.encode(""),
-                "latent": world.latent(source),
-                "steps": 25,
-                **(inverted or {}),
-            }
-            trajectory, embeddings, _ = execute(inversion, **given)
-            inputs = {name: caption if value == "caption" else value for name, value in inputs.items()}
-            out = execute(
+        """Inversion of a scene with its caption, and an edit to the caption of its change, measured.
+
+        An input of the edit that is to be the scene's caption is given as CAPTION.
+        """
+
+        def call(seed, change, node, **inputs):
+            source, caption, mask = scene(seed)
+            target, text, target_mask = scene(seed, **change)
+            trajectory, embeddings, _ = execute(
+                "BaretInversion",
+                model=world.model,
+                positive=world.encode(caption),
+                negative=world.encode(""),
+                latent=world.latent(source),
+                steps=25,
+            )
+            inputs = {name: caption if value is CAPTION else value for name, value in inputs.items()}
+            edit, *rest = execute(
                 node,
                 model=world.model,
                 clip=world.clip,
@@ -360,12 +361,12 @@ class TestPeers:
                 **inputs,
             )
             codec, either = world.decode(world.latent(source)), torch.maximum(mask, target_mask)
-            edit = world.decode(out[0])
+            edit = world.decode(edit)
             return SimpleNamespace(
                 done=done_of(edit, codec, world.decode(world.latent(target)), either),
                 outside=psnr(edit, codec, 1 - either),
                 animal=mask,
-                changed=out[-1],
+                changed=rest[-1] if rest else None,
             )
 
         return call
@@ -384,33 +385,32 @@ class TestPeers:
             "steps": 25,
         }
         codec = world.decode(given["latent"])
-        tuned = execute("BaretNullTextInversion", **given, step_rule="secant", iterations=1)[2]
-        plain, prompt, direct = (
-            execute("BaretInversion", **given, method=method)[2] for method in ("DDIM", "negative-prompt", "direct")
-        )
-        decibels = [psnr(world.decode(each), codec) for each in (plain, prompt, tuned, direct)]
-        assert decibels[2] > decibels[0] + 5 and decibels[1] > decibels[0] + 5 and decibels[3] > 60, decibels
+        inversions = {"tuned": execute("BaretNullTextInversion", **given, step_rule="secant", iterations=1)}
+        for method in ("DDIM", "negative-prompt", "direct"):
+            inversions[method] = execute("BaretInversion", **given, method=method)
+        decibels = {name: psnr(world.decode(found[2]), codec) for name, found in inversions.items()}
+        assert decibels["tuned"] > decibels["DDIM"] + 5, decibels
+        assert decibels["negative-prompt"] > decibels["DDIM"] + 5, decibels
+        assert decibels["direct"] > 60, decibels
 
     def test_prompt_to_prompt_exchanges_a_word_and_keeps_the_rest(self, edited):
-        free = [edited(*swap, "BaretPromptToPromptEdit", source_text="caption") for swap in self.SWAPS]
-        done, outside = self.means(free)
+        def edits(**inputs):
+            return [edited(*swap, "BaretPromptToPromptEdit", source_text=CAPTION, **inputs) for swap in self.SWAPS]
+
+        done, outside = self.means(edits())
         assert done > 0.6 and outside > 24, (done, outside)
 
-        blended = [
-            edited(*swap, "BaretPromptToPromptEdit", source_text="caption", blend_words="dog") for swap in self.SWAPS
-        ]
+        blended = edits(blend_words="dog")
         for run in blended:
             assert (run.changed * run.animal).sum() > 0.9 * run.animal.sum(), "the mask covers the animal"
             assert run.changed.mean() < 0.6, "and not the picture"
-        assert self.means(blended)[0] > done - 0.1 and self.means(blended)[1] > outside, (
-            self.means(blended),
-            done,
-            outside,
-        )
+        done_blended, outside_blended = self.means(blended)
+        assert done_blended > done - 0.1, (done_blended, done)
+        assert outside_blended > outside, (outside_blended, outside)
 
-    @pytest.mark.parametrize("foreground", [{}, {"foreground_words": "dog", "source_text": "caption"}])
+    @pytest.mark.parametrize("foreground", [{}, {"foreground_words": "dog", "source_text": CAPTION}])
     def test_masactrl_changes_the_pose_and_keeps_the_rest(self, edited, foreground):
-        done, outside = self.means(
-            [edited(*pose, "BaretMasaCtrlEdit", start_step=2, first_block=5, **foreground) for pose in self.POSES]
-        )
+        dials = {"start_step": 2, "first_block": 5}
+        runs = [edited(*pose, "BaretMasaCtrlEdit", **dials, **foreground) for pose in self.POSES]
+        done, outside = self.means(runs)
         assert done > 0.6 and outside > 22, (done, outside)

@@ -43,7 +43,7 @@ def companions(client, checkpoint):
     """A LoRA and a ControlNet for the stand-in checkpoint, under the names that the example workflow has.
 
     The ControlNet is made as real ones begin: a copy of the UNet's encoder, and 1x1 convolutions behind each block,
-    here not zero.
+    which are not zero here.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -51,40 +51,40 @@ def companions(client, checkpoint):
     prefix = "model.diffusion_model."
     unet = {key.removeprefix(prefix): value for key, value in load_file(checkpoint).items() if key.startswith(prefix)}
     generator = torch.Generator().manual_seed(0)
-    noise = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float16) * 0.02  # noqa: E731
 
-    net = {
-        key: value for key, value in unet.items() if key.startswith(("input_blocks.", "middle_block.", "time_embed."))
-    }
-    width, blocks = (
-        unet["input_blocks.0.0.weight"].shape[0],
-        1 + max(int(key.split(".")[1]) for key in net if key.startswith("input_blocks.")),
-    )
-    for name in [*(f"zero_convs.{i}.0" for i in range(blocks)), "middle_block_out.0"]:
-        net |= {f"{name}.weight": noise(width, width, 1, 1), f"{name}.bias": noise(width)}
+    def noise(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float16) * 0.02
+
+    encoder = ("input_blocks.", "middle_block.", "time_embed.")
+    net = {key: value for key, value in unet.items() if key.startswith(encoder)}
+    width = unet["input_blocks.0.0.weight"].shape[0]
+    blocks = {int(key.split(".")[1]) for key in net if key.startswith("input_blocks.")}
+    for name in [*(f"zero_convs.{block}.0" for block in sorted(blocks)), "middle_block_out.0"]:
+        net[f"{name}.weight"] = noise(width, width, 1, 1)
+        net[f"{name}.bias"] = noise(width)
     hint = (3, 16, 16, 32, 32, 96, 96, 256, width)
     for i, (into, out) in enumerate(zip(hint, hint[1:])):
-        net |= {
-            f"input_hint_block.{2 * i}.weight": noise(out, into, 3, 3),
-            f"input_hint_block.{2 * i}.bias": noise(out),
-        }
+        net[f"input_hint_block.{2 * i}.weight"] = noise(out, into, 3, 3)
+        net[f"input_hint_block.{2 * i}.bias"] = noise(out)
+
     lora = {}
     for key in (key for key in unet if key.endswith("to_v.weight")):
         out, into = unet[key].shape
         name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
-        lora |= {f"{name}.lora_up.weight": noise(out, 4), f"{name}.lora_down.weight": noise(4, into)}
+        lora[f"{name}.lora_up.weight"] = noise(out, 4)
+        lora[f"{name}.lora_down.weight"] = noise(4, into)
 
-    inputs = json.loads((workflows.API_FOLDER / "baret_lora_controlnet.json").read_text(encoding="utf-8")).values()
-    (lora_name,), (net_name,) = (
-        [node["inputs"][name] for node in inputs if name in node["inputs"]]
-        for name in ("lora_name", "control_net_name")
-    )
-    for folder, name, weights in (
-        ("loras", lora_name, lora),
-        ("controlnet", net_name, {f"control_model.{key}": value for key, value in net.items()}),
-    ):
-        (client.work / "models" / folder).mkdir(parents=True, exist_ok=True)
-        save_file(weights, client.work / "models" / folder / name)
+    workflow = json.loads((workflows.API_FOLDER / "baret_lora_controlnet.json").read_text(encoding="utf-8"))
+
+    def put(folder, role, weights):
+        """Save under the file name that the workflow has in its input ``role``."""
+        (name,) = [node["inputs"][role] for node in workflow.values() if role in node["inputs"]]
+        path = client.work / "models" / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights, path)
+
+    put("loras", "lora_name", lora)
+    put("controlnet", "control_net_name", {f"control_model.{key}": value for key, value in net.items()})
 
 
 @pytest.fixture
@@ -111,9 +111,11 @@ def latent_of(client):
         graph = graph.copy()
         savers = [graph.add("SaveLatent", samples=list(output), filename_prefix="latents/test") for output in outputs]
         done = client.run(graph)
-        entries = [done.outputs[id]["latents"][0] for id in savers]
-        return [
-            load_file(client.work / "output" / e["subfolder"] / e["filename"])["latent_tensor"] for e in entries
-        ], done
+        latents = []
+        for id in savers:
+            (entry,) = done.outputs[id]["latents"]
+            path = client.work / "output" / entry["subfolder"] / entry["filename"]
+            latents.append(load_file(path)["latent_tensor"])
+        return latents, done
 
     return run

@@ -29,21 +29,9 @@ def test_edit_writes_the_picture_and_the_strip(tmp_path):
 
 def test_edit_takes_a_checkpoint_and_a_picture(checkpoint, tmp_path):
     Image.new("RGB", (400, 200), "orange").save(tmp_path / "photo.jpg")
-    done = edit(
-        tmp_path,
-        "--checkpoint",
-        str(checkpoint),
-        "--image",
-        "photo.jpg",
-        "--size",
-        "128",
-        "--steps",
-        "2",
-        "--iterations",
-        "1",
-        "--text",
-        "a cat",
-    )
+    what = ["--checkpoint", str(checkpoint), "--image", "photo.jpg", "--text", "a cat"]
+    small = ["--size", "128", "--steps", "2", "--iterations", "1"]
+    done = edit(tmp_path, *what, *small)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "edited.png").size == (192, 64)
 
@@ -61,21 +49,13 @@ def test_a_folder_that_is_no_comfyui(tmp_path):
 
 def test_the_benchmark_runs_to_its_end(tmp_path):
     environment = {**os.environ, "COMFYUI_PYTHON": sys.executable}
-    command = [
-        sys.executable,
-        str(DEV / "bench.py"),
-        "--quick",
-        "--models",
-        "world",
-        "--repeats",
-        "1",
-        "--out",
-        "bench",
-    ]
+    options = ["--quick", "--models", "world", "--repeats", "1", "--out", "bench"]
+    command = [sys.executable, str(DEV / "bench.py"), *options]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     tables = json.loads((tmp_path / "bench.json").read_text())
     rows = {row["run"]: (row["rows"], row["rows with gradient"]) for row in tables["overhead"]}
     steps = tables["overhead"][0]["steps"]
-    assert rows["TTIS, default rule"] == (3 * steps, steps) and rows["TTIS, adam, 5 updates"] == (3 * steps, 5 * steps)
+    assert rows["TTIS, default rule"] == (3 * steps, steps)
+    assert rows["TTIS, adam, 5 updates"] == (3 * steps, 5 * steps)
     assert all(row["overhead"] > 0 for row in tables["overhead"] + tables["growth"])
     assert "| drawn world | null-text inversion, diffusers, 10 update(s) |" in (tmp_path / "bench.md").read_text()

@@ -1,6 +1,7 @@
-"""What only a CUDA card shows: the dynamic patcher, 16-bit kernels, device memory, cancel. Skipped without a card.
+"""What only a CUDA card shows: the dynamic patcher, 16-bit kernels, device memory, cancel.
 
-The other server tests run on the card as well where there is one; these ask for what a CPU cannot tell.
+Skipped only where torch sees no card. The other server tests run on the card as well where there is one; these ask for
+what a CPU cannot tell.
 """
 
 import json
@@ -38,8 +39,12 @@ def results(client, graph):
         for node, slot in ((TTIS, 2), (BAM, 0))
     ]
     done = client.run(graph)
-    entries = [done.outputs[id]["latents"][0] for id in savers]
-    return [load_file(client.work / "output" / e["subfolder"] / e["filename"])["latent_tensor"] for e in entries]
+    latents = []
+    for id in savers:
+        (entry,) = done.outputs[id]["latents"]
+        path = client.work / "output" / entry["subfolder"] / entry["filename"]
+        latents.append(load_file(path)["latent_tensor"])
+    return latents
 
 
 def drawn(example, steps=25):
@@ -58,11 +63,9 @@ def test_the_dynamic_patcher_and_the_classic_one_agree(start, example):
     for name, options in (("dynamic", ()), ("classic", ("--disable-dynamic-vram",))):
         with start(*options) as client:
             client.upload(workflows.PICTURE_FILE)
-            found[name] = [
-                results(client, graph)
-                for graph in (example("baret_edit_photo"), example("baret_edit_photo"), drawn(example))
-            ]
-            assert all(torch.equal(a, b) for a, b in zip(*found[name][:2])), "a second run is served from the cache"
+            photo, again = (results(client, example("baret_edit_photo")) for _ in range(2))
+            assert all(torch.equal(a, b) for a, b in zip(photo, again)), "a second run is served from the cache"
+            found[name] = [photo, results(client, drawn(example))]
     for dynamic, classic in zip(found["dynamic"], found["classic"]):
         assert all(error(a, b) < 1e-2 for a, b in zip(dynamic, classic))
 
@@ -94,7 +97,8 @@ def test_cancel_on_the_card_leaves_nothing_behind(start, example):
         cancelled, asked = drawn(example, steps=200), []
 
         def on_event(event):
-            if isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] >= 210 and not asked:
+            is_progress = isinstance(event, dict) and event["type"] == "progress"
+            if is_progress and event["data"]["value"] >= 210 and not asked:
                 asked.append(client.interrupt())
 
         with pytest.raises(comfy_server.Interrupted):
@@ -108,26 +112,11 @@ def test_cancel_on_the_card_leaves_nothing_behind(start, example):
 def test_memory_on_the_card(installed, tmp_path, side, limits):
     """Peak memory of tuning at SD1.5's true size in 16 bit: all activations kept, and blocks computed again."""
     bench = comfyui.__file__.replace("comfyui.py", "bench.py")
-    command = [
-        sys.executable,
-        bench,
-        "--comfyui",
-        str(installed.path),
-        "--models",
-        "sd15",
-        "--latents",
-        str(side),
-        "--dtypes",
-        "bfloat16",
-        "--steps",
-        "2",
-        "--repeats",
-        "1",
-    ]
-    subprocess.run([*command, "--out", str(tmp_path / "bench")], check=True, cwd=tmp_path)
+    size = ["--models", "sd15", "--latents", str(side), "--dtypes", "bfloat16", "--steps", "2", "--repeats", "1"]
+    command = [sys.executable, bench, "--comfyui", str(installed.path), *size, "--out", str(tmp_path / "bench")]
+    subprocess.run(command, check=True, cwd=tmp_path)
     rows = {row["run"]: row for row in json.loads((tmp_path / "bench.json").read_text())["memory"]}
     for run, limit in zip(("TTIS", "TTIS, blocks computed again"), limits):
         assert limit is None or rows[run]["peak in all, MB"] * 1e6 < limit
-        assert rows[run]["peak above rest, MB"] < 1.3 * rows[run]["estimated for backward, MB"], (
-            "the estimate that decides must not be far below the truth"
-        )
+        measured, estimated = rows[run]["peak above rest, MB"], rows[run]["estimated for backward, MB"]
+        assert measured < 1.3 * estimated, "the estimate that decides must not be far below the truth"

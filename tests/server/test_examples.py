@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import combinations
 
 import comfyui
 import pytest
@@ -23,11 +24,11 @@ def test_runs_to_images_and_is_cached_when_queued_again(client, companions, exam
         for entry in run.outputs[id]["images"]:
             picture = Image.open(io.BytesIO(client.view(entry)))
             assert min(picture.size) >= 128
-            assert len(set(picture.convert("L").getdata())) > 8  # no plane of one colour, as NaN would make
+            greys = set(picture.convert("L").getdata())
+            assert len(greys) > 8, "no plane of one colour, as NaN would make"
 
-    assert (
-        "not loaded" not in client.log.read_text(errors="replace")[log_before:]
-    )  # every weight of a LoRA found its place
+    log = client.log.read_text(errors="replace")[log_before:]
+    assert "not loaded" not in log, "every weight of a LoRA found its place"
     again = client.run(graph)
     assert (again.executed, again.cached) == ([], set(graph))
 
@@ -44,6 +45,27 @@ def test_are_what_the_description_makes(client, installed):
     assert committed == made, "run: python dev/workflows.py"
 
 
+def inputs_of(node, described, links):
+    """A node's inputs as the frontend reads them: its links, then the values of its widgets in the schema's order."""
+    sockets = {entry["name"]: entry["link"] for entry in node["inputs"]}
+    inputs = {name: [str(links[link][1]), links[link][2]] for name, link in sockets.items() if link is not None}
+    # A widget that became a socket keeps a value, which its link overrides.
+    has_value = {entry["name"] for entry in node["inputs"] if "widget" in entry}
+    values = iter(node["widgets_values"])
+    for section in ("required", "optional"):
+        for name in described["input_order"].get(section, []):
+            if name in sockets and name not in has_value:
+                continue
+            inputs.setdefault(name, next(values))
+            _, *options = described["input"][section][name]
+            if options and options[0].get("image_upload"):
+                assert next(values) == "image"
+            if options and options[0].get("control_after_generate"):
+                assert next(values) == "fixed"
+    assert list(values) == []
+    return inputs
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_forms_say_the_same(client, name):
     """The form for people, read as the frontend reads it, queues what the form for programs says."""
@@ -51,29 +73,22 @@ def test_both_forms_say_the_same(client, name):
     api = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     info = client.object_info()
     links = {link[0]: link for link in ui["links"]}
-    read = {}
-    for node in ui["nodes"]:
-        if node["type"] == "MarkdownNote":
-            continue
-        described = info[node["type"]]
-        names = [n for section in ("required", "optional") for n in described["input_order"].get(section, [])]
-        sockets = {entry["name"]: entry["link"] for entry in node["inputs"]}
-        inputs = {n: [str(links[link][1]), links[link][2]] for n, link in sockets.items() if link is not None}
-        values = iter(node["widgets_values"])
-        linked = {
-            entry["name"] for entry in node["inputs"] if "widget" in entry
-        }  # they keep a value, which their link overrides
-        for n in (n for n in names if n not in sockets or n in linked):
-            value = next(values)
-            inputs.setdefault(n, value)
-            options = {**described["input"].get("required", {}), **described["input"].get("optional", {})}[n][1:]
-            if options and options[0].get("image_upload"):
-                assert next(values) == "image"
-            if options and options[0].get("control_after_generate"):
-                assert next(values) == "fixed"
-        assert list(values) == []
-        read[str(node["id"])] = (node["type"], inputs)
+    queued = [node for node in ui["nodes"] if node["type"] != "MarkdownNote"]
+    read = {str(node["id"]): (node["type"], inputs_of(node, info[node["type"]], links)) for node in queued}
     assert read == {id: (node["class_type"], node["inputs"]) for id, node in api.items()}
+
+
+def apart(a, b):
+    """Whether two boxes (left, top, right, bottom) share no place."""
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def box(x, y, width, height):
+    return x, y, x + width, y + height
+
+
+def holds(outer, inner):
+    return outer[0] <= inner[0] and outer[1] <= inner[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,13 +102,13 @@ def test_canvas_is_in_order(name):
         out, into = nodes[source]["outputs"][source_slot], nodes[target]["inputs"][target_slot]
         assert id in out["links"] and into["link"] == id and out["type"] == into["type"] == kind
         assert nodes[source]["order"] < nodes[target]["order"]
-    boxes = [(x, y - 30, x + w, y + h) for (x, y), (w, h) in ((n["pos"], n["size"]) for n in ui["nodes"])]
-    for i, a in enumerate(boxes):
-        assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in boxes[i + 1 :])
-        assert any(
-            gx <= a[0] and gy <= a[1] and a[2] <= gx + gw and a[3] <= gy + gh
-            for gx, gy, gw, gh in (g["bounding"] for g in ui["groups"])
-        )
+    title = 30
+    boxes = [box(n["pos"][0], n["pos"][1] - title, n["size"][0], n["size"][1] + title) for n in ui["nodes"]]
+    groups = [box(*group["bounding"]) for group in ui["groups"]]
+    for one, other in combinations(boxes, 2):
+        assert apart(one, other)
+    for each in boxes:
+        assert any(holds(group, each) for group in groups)
 
 
 def test_stock_sampler_agrees_with_the_reconstruction(example, latent_of):

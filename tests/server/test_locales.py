@@ -35,14 +35,16 @@ def test_complete_as_the_server_hands_them_out(client, language):
         if not id.startswith("Baret"):
             continue
         given = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
-        assert set(served[id]["inputs"]) == set(given) and set(served[id]["outputs"]) == set(
-            map(str, range(len(node["output"])))
-        )
-        entries = [*served[id]["inputs"].values(), *served[id]["outputs"].values()]
+        told = served[id]
+        assert set(told["inputs"]) == set(given)
+        assert set(told["outputs"]) == {str(slot) for slot in range(len(node["output"]))}
+        entries = [*told["inputs"].values(), *told["outputs"].values()]
         assert all(entry["name"] and entry["tooltip"] for entry in entries)
-        shown = [served[id]["display_name"], served[id]["description"], *(entry["name"] for entry in entries)]
+        shown = [told["display_name"], told["description"], *(entry["name"] for entry in entries)]
         assert not re.search(r"[{}@|]", "".join(shown)), "the frontend reads these as placeholders"
-        texts = {"": (node["description"], served[id]["description"])} | {
-            name: (given[name][1]["tooltip"], served[id]["inputs"][name]["tooltip"]) for name in given
-        }
-        assert {name for name, (english, text) in texts.items() if (text == english) != (language == "en")} == set()
+
+        texts = {"": (node["description"], told["description"])}
+        for name, (_, options) in given.items():
+            texts[name] = options["tooltip"], told["inputs"][name]["tooltip"]
+        english = {name for name, (original, text) in texts.items() if text == original}
+        assert english == (set(texts) if language == "en" else set())

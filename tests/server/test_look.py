@@ -13,40 +13,24 @@ TTIS, MOVING, BAM = "BaretTTISInversion", "BaretTransitionEmbedding", "BaretBAME
 def graph(example):
     """The first template with all four nodes behind its stages."""
     graph = example("baret_edit")
-    ttis, world = graph.id(TTIS), graph.id("BaretWorldLoader")
-    inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
+    ttis, world, scene = graph.id(TTIS), graph.id("BaretWorldLoader"), graph.id("BaretWorldScene")
     text = graph[graph.inputs(TTIS)["positive"][0]]["inputs"]["text"]
-    dials = {name: graph.inputs(BAM)[name] for name in ("cfg", "passes", "max_resolution", "auto_mask")}
+    inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
+    edited = {"trajectory": [ttis, 0], "embeddings": [graph.id(MOVING), 0]}
+    model, clip, vae = {"model": [world, 0]}, {"clip": [world, 1]}, {"vae": [world, 2]}
+
     graph.add("BaretInversionReport", **inversion)
-    graph.add(
-        "BaretEditSweep",
-        model=[world, 0],
-        vae=[world, 2],
-        **inversion,
-        eta_ranges="1, 0.8-0.1",
-        tau_sa="0.25, 0.5",
-        tau_ca="0.6",
-        **dials,
-    )
-    maps = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5, "start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse"}
-    graph.add(
-        "BaretAttentionMaps",
-        model=[world, 0],
-        clip=[world, 1],
-        vae=[world, 2],
-        trajectory=[ttis, 0],
-        embeddings=[graph.id(MOVING), 0],
-        text=text,
-        words="dog, lying",
-        **maps,
-    )
-    edit = next(
-        id
-        for id, node in graph.items()
-        if node["class_type"] == "VAEDecode" and node["inputs"]["samples"][0] == graph.id(BAM)
-    )
-    scene = graph.id("BaretWorldScene")
-    graph.add("BaretEditMetrics", source=[scene, 0], edit=[edit, 0], mask=[scene, 2], text="")
+
+    dials = {name: graph.inputs(BAM)[name] for name in ("cfg", "passes", "max_resolution", "auto_mask")}
+    grid = {"eta_ranges": "1, 0.8-0.1", "tau_sa": "0.25, 0.5", "tau_ca": "0.6"}
+    graph.add("BaretEditSweep", **model, **vae, **inversion, **grid, **dials)
+
+    dials = {"tau_sa": 0.3, "tau_ca": 0.6, "cfg": 7.5}
+    where = {"words": "dog, lying", "start_percent": 0.0, "end_percent": 1.0, "resolutions": "coarse"}
+    graph.add("BaretAttentionMaps", **model, **clip, **vae, **edited, text=text, **where, **dials)
+
+    (decoded,) = [id for id in graph.ids("VAEDecode") if graph[id]["inputs"]["samples"][0] == graph.id(BAM)]
+    graph.add("BaretEditMetrics", source=[scene, 0], edit=[decoded, 0], mask=[scene, 2], text="")
     return graph
 
 
@@ -67,9 +51,8 @@ def test_each_shows_its_picture_in_the_node_and_is_cached(client, graph):
     graph.inputs("BaretAttentionMaps")["words"] = "tree"
     graph.inputs("BaretEditSweep")["tau_sa"] = "0.25"
     run = client.run(graph)
-    assert graph.id(TTIS) in run.cached and {graph.id("BaretAttentionMaps"), graph.id("BaretEditSweep")} <= set(
-        run.executed
-    )
+    assert graph.id(TTIS) in run.cached
+    assert {graph.id("BaretAttentionMaps"), graph.id("BaretEditSweep")} <= set(run.executed)
 
 
 def test_cells_of_a_sweep_appear_while_it_runs(client, graph):

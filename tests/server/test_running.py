@@ -10,43 +10,39 @@ TTIS, BAM = "BaretTTISInversion", "BaretBAMEdit"
 
 def plain_sampling(graph_class, checkpoint):
     """A stock KSampler on the same checkpoint, with (node id, slot) of its latent."""
-    graph = graph_class(
-        {
-            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}},
-            "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a dog"}},
-            "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
-            "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-            "5": {
-                "class_type": "KSampler",
-                "inputs": {
-                    "model": ["1", 0],
-                    "positive": ["2", 0],
-                    "negative": ["3", 0],
-                    "latent_image": ["4", 0],
-                    "seed": 7,
-                    "steps": 3,
-                    "cfg": 7.5,
-                    "sampler_name": "euler",
-                    "scheduler": "normal",
-                    "denoise": 1.0,
-                },
-            },
-        }
+    graph = graph_class()
+    loader = graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint.name)
+    positive = graph.add("CLIPTextEncode", clip=[loader, 1], text="a dog")
+    negative = graph.add("CLIPTextEncode", clip=[loader, 1], text="")
+    latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    sampler = graph.add(
+        "KSampler",
+        model=[loader, 0],
+        positive=[positive, 0],
+        negative=[negative, 0],
+        latent_image=[latent, 0],
+        seed=7,
+        steps=3,
+        cfg=7.5,
+        sampler_name="euler",
+        scheduler="normal",
+        denoise=1.0,
     )
-    return graph, ("5", 0)
+    return graph, (sampler, 0)
 
 
 def test_a_change_after_the_inversion_does_not_invert_again(client, example):
     graph = example("baret_edit_photo")
     client.run(graph)
     transition = "BaretTransitionEmbedding"
-    for node, name, value in (
+    changes = (
         (transition, "eta_start", 0.7),
         (transition, "eta_end", 0.2),
         (BAM, "tau_sa", 0.5),
         (BAM, "tau_ca", 0.5),
         (BAM, "cfg", 5.0),
-    ):
+    )
+    for node, name, value in changes:
         graph.inputs(node)[name] = value
         run = client.run(graph)
         assert {graph.id(TTIS), graph.id("VAEEncode"), graph.id("CheckpointLoaderSimple")} <= run.cached, name
@@ -78,13 +74,9 @@ def cancel_in(client, graph, node, at=3):
     asked = []
 
     def on_event(event):
-        if (
-            isinstance(event, dict)
-            and event["type"] == "progress"
-            and event["data"]["node"] == node
-            and not asked
-            and event["data"]["value"] >= at
-        ):
+        if asked or not isinstance(event, dict) or event["type"] != "progress":
+            return
+        if event["data"]["node"] == node and event["data"]["value"] >= at:
             client.interrupt()
             asked.append(time.monotonic())
 

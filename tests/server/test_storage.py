@@ -10,10 +10,8 @@ def test_a_loaded_inversion_makes_the_same_edit(client, example, latent_of):
     saved = run.outputs[graph.id("BaretSaveInversion")]["files"][0]
     assert (client.work / "output" / saved["subfolder"] / saved["filename"]).is_file()
 
-    loader, ttis = (
-        graph.add("BaretLoadInversion", file=f"{saved['subfolder']}/{saved['filename']} [output]"),
-        graph.id(TTIS),
-    )
+    ttis = graph.id(TTIS)
+    loader = graph.add("BaretLoadInversion", file=f"{saved['subfolder']}/{saved['filename']} [output]")
     del graph[graph.id("BaretSaveInversion")], graph[ttis]
     for node in graph.values():
         for name, value in node["inputs"].items():
