@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CFG = 7.5
 WORLD_HEADS, SD15_HEADS = 2, 8
 UNSTOPPED = {"stop_threshold": 0.0, "stop_growth": 0.0}  # every step takes all its updates
-ESTIMATES = "host.gradients"  # the pack's module that estimates memory and decides by it
+ESTIMATES = "host.memory"
 WORLD_SEED = 3_000_000_000  # of scenes that the drawn world's model was not trained on
 
 TITLES = {

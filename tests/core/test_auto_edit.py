@@ -148,7 +148,9 @@ class TestAutoEdit:
         trajectory, embeddings = inversion((1.0, 1.0))
         (same,) = [embeddings.with_target(embeddings.tuned[0], {})]
         untuned = type(same)(**{**vars(same), "tuned": same.target.expand(STEPS, -1, -1, -1)})
-        with pytest.raises(ValueError, match="the embeddings hold one text, .* TTIS Inversion and at least 1 iteration"):
+        with pytest.raises(
+            ValueError, match="the embeddings hold one text, .* TTIS Inversion and at least 1 iteration"
+        ):
             auto_edit(AnyNetwork(), trajectory, untuned)
 
     def test_effort_is_bounded(self):

@@ -299,7 +299,8 @@ def test_the_core_needs_no_host():
         "import importlib.util as u, pkgutil, sys; root = sys.argv[1];"
         "spec = u.spec_from_file_location('baret_ops', root + '/__init__.py', submodule_search_locations=[root]);"
         "sys.modules['baret_ops'] = u.module_from_spec(spec);"
-        "[__import__('baret_ops.' + m.name) for m in pkgutil.iter_modules([root])];"
+        "[__import__(m.name) for m in pkgutil.walk_packages([root], 'baret_ops.')];"
+        "assert 'baret_ops.edits.bam' in sys.modules;"
         "assert not {'comfy', 'nodes', 'folder_paths'} & set(sys.modules)"
     )
     root = Path(__file__).resolve().parents[2] / "baret_ops"
