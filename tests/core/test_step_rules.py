@@ -1,5 +1,7 @@
 """The secant rules on problems whose answer is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -159,3 +161,27 @@ def test_a_rule_changes_nothing_it_was_given():
             assert torch.equal(embedding, before) and torch.equal(found.embedding, again.embedding)
             assert lengths is None or torch.equal(memory, lengths)
             embedding, memory = found.embedding, found.memory
+
+
+@pytest.mark.parametrize("progress, share", [(0.0, 1.0), (0.5, 0.75), (0.98, 0.51)])
+def test_adams_rate_falls_over_the_run(progress, share):
+    """Adam's first step is as long as its rate: null-text inversion's 1e-2 (1 - i / 100) of 50 steps."""
+    weights, start = random(24, 144), random(1, 3, 8, seed=2)
+    step = replace(make_step(lambda e: e @ weights), progress=progress)
+    found = Adam(1e-2, fall=0.5)(step, start, None)
+    torch.testing.assert_close((found.embedding - start).abs(), torch.full_like(start, share * 1e-2), rtol=1e-4, atol=0)
+
+
+def test_a_step_is_done_at_its_threshold():
+    step = make_step(lambda e: e @ random(24, 144), images=3, threshold=0.5)
+    losses = torch.tensor([0.5, 0.50001, 0.4, float("inf"), float("nan")])
+    assert step.unfinished(losses) == [1], "neither what is done nor what is beyond help goes on"
+
+
+def test_the_first_update_is_a_hundredth_of_the_embedding():
+    """Where no length is known yet; later ones are measured."""
+    weights, start = random(24, 144), random(1, 3, 8, seed=2)
+    goal = 1e6 * random(1, *SHAPE, seed=1)  # so far away that the update is accepted whatever its length
+    found = Secant()(make_step(lambda e: e @ weights, goal=goal), start, None)
+    moved = float((found.embedding - start).norm() / start.norm())
+    assert moved == pytest.approx(0.01, rel=1e-6)
