@@ -329,6 +329,10 @@ class TestBeyondThePaper:
         assert torch.equal(start, renoised(trajectory.pivots[0], 0.8, half, seed=3))
         assert not torch.equal(start, renoised(trajectory.pivots[0], 0.8, half, seed=4))
         assert torch.equal(renoised(trajectory.pivots[0], 0.0, None, seed=3), trajectory.pivots[0])
+        unit = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+        mixed = renoised(unit, 0.8, None, seed=3)
+        assert float(mixed.var()) == pytest.approx(1.0, abs=0.05), "it preserves variance"
+        assert float((mixed * unit).mean()) == pytest.approx(0.2**0.5, abs=0.05)
         how = {"guidance_scale": W, "mask": half, "renoise": 0.8}
         first, again, other = (edited(Network(), trajectory, embeddings, seed=seed, **how) for seed in (3, 3, 4))
         assert torch.equal(first, again) and not torch.equal(first, other)

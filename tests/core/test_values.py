@@ -37,3 +37,8 @@ def test_a_text_that_only_begins_alike_is_not_cut():
     twice = text(4).repeat(1, 2, 1)
     twice[1, -1, -1] += 1
     assert torch.equal(unrepeated(twice), twice)
+
+
+def test_a_beginning_that_does_not_go_in_evenly_is_no_repetition():
+    cut = text(4).repeat(1, 2, 1)[:, :6]  # begins again, and ends half-way
+    assert torch.equal(unrepeated(cut), cut)
