@@ -113,7 +113,7 @@ def weights_in_place(patchers: Iterable) -> Iterator[None]:
     replaced: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
     try:
         with torch.inference_mode(False), torch.no_grad():
-            for patcher in filter(_is_dynamic, patchers):
+            for patcher in _dynamic_ones(patchers):
                 for prefix, part in patcher.model.named_modules():
                     for name, weight in part._parameters.items():
                         if weight is not None:
@@ -122,9 +122,14 @@ def weights_in_place(patchers: Iterable) -> Iterator[None]:
                             replaced.append((part, name, weight, copy))
         yield
     finally:
-        for part, name, weight, copy in replaced:
+        for part, name, weight, copy in reversed(replaced):
             if part._parameters.get(name) is copy:
                 part._parameters[name] = weight
+
+
+def _dynamic_ones(patchers: Iterable) -> list:
+    """The dynamic ones, one for each module: a ControlNet that is applied twice names its patcher twice."""
+    return list({patcher.model: patcher for patcher in patchers if _is_dynamic(patcher)}.values())
 
 
 def _on_device(patcher, prefix: str, part: nn.Module, name: str, weight: Tensor) -> Tensor:

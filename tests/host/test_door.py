@@ -310,6 +310,17 @@ class TestStreamedModels:
         close(found[1].tuned, wanted[1].tuned, 1e-3)
         close(sampled, plain(model, positive), 1e-4)
 
+    def test_a_controlnet_that_is_applied_twice(self, streaming, load, invert, plain, with_control):
+        """The host then names its patcher twice."""
+        model, (positive, net) = load(), with_control()
+        text, options = positive[0]
+        again = hinted(options["control"]).set_previous_controlnet(options["control"])
+        positive = [[text, {**options, "control": again}]]
+        sampled = plain(model, positive)
+        invert(model, positive=positive)
+        assert streams(net)
+        assert torch.equal(plain(model, positive), sampled)
+
     def test_a_failed_run_gives_a_controlnet_its_weights_back(self, streaming, load, invert, plain, with_control):
         model, (positive, net) = load(), with_control()
         sampled = plain(model, positive)

@@ -136,7 +136,7 @@ def latent():
 @pytest.fixture(scope="module")
 def pivots(core, latent, texts):
     with torch.inference_mode(False):
-        return core.module("inversions.tuning").ddim_inversion(core.predict, latent, texts[0], core.schedule)
+        return core.module("inversions.ddim").ddim_inversion(core.predict, latent, texts[0], core.schedule)
 
 
 def guided_step(theirs, scheduler, z, t, text, null):
@@ -167,9 +167,17 @@ def inversion_of(core, pivots, texts, latents, **changes):
 def inversion(core, pivots, texts):
     """A trajectory of plain guided sampling, as BaretInversion's DDIM makes it, with the target text put in."""
     with torch.inference_mode(False):
-        trajectory, _ = inversion_of(core, pivots, texts, pivots)
-        latents = core.module("inversions.untuned").sample_source(core.predict, trajectory, texts[0], texts[2])
-        return inversion_of(core, pivots, texts, latents)
+        trajectory = sampled(core, pivots, texts, text_as_negative=False)
+        return inversion_of(core, pivots, texts, trajectory.latents)
+
+
+def sampled(core, pivots, texts, text_as_negative):
+    """The trajectory of guided sampling of the source's text, with nothing tuned."""
+    methods = core.module("inversions.methods")
+    plain, _ = inversion_of(core, pivots, texts, pivots)
+    problem = methods.Problem(pivots[-1], texts[0], texts[2], core.schedule, CFG, plain.family, {}, {})
+    trajectory, _ = methods.SampledInversion(text_as_negative).invert(core.predict, problem)
+    return trajectory
 
 
 def test_inversion_without_tuning(core, unets, scheduler, pivots, texts, inversion):
@@ -179,7 +187,7 @@ def test_inversion_without_tuning(core, unets, scheduler, pivots, texts, inversi
     for i, t in enumerate(scheduler.timesteps):
         z = guided_step(unets[1], scheduler, z, t, texts[0], texts[2])
         close(trajectory.latents[i + 1], z)
-    latents = core.module("inversions.untuned").sample_source(core.predict, trajectory, texts[0], None)
+    latents = sampled(core, pivots, texts, text_as_negative=True).latents
     for i, t in enumerate(scheduler.timesteps):
         w = guided_step(unets[1], scheduler, w, t, texts[0], texts[0])
         close(latents[i + 1], w)
@@ -256,7 +264,7 @@ def borrows(start, first_block):
 
 @pytest.mark.parametrize(("start", "first_block"), [(0, 0), (2, 3), (5, 6), (STEPS, 0)])
 def test_masactrl(core, inversion, reference, start, first_block):
-    got = core.module("edits.masactrl").masactrl(
+    got, _ = core.module("edits.masactrl").masactrl(
         core.predict, *inversion, guidance_scale=CFG, start_step=start, first_block=first_block
     )
     wanted = reference(borrows(start, first_block))
@@ -338,7 +346,7 @@ def test_masactrl_with_a_foreground(
     marks = torch.zeros(2, TOKENS)
     marks[0, source_words] = 1.0
     marks[1, target_words] = 1.0
-    got = masactrl.masactrl(
+    got, _ = masactrl.masactrl(
         core.predict,
         *inversion,
         guidance_scale=CFG,
@@ -386,7 +394,8 @@ def test_prompt_to_prompt(core, inversion, reference, kind, source, target, weig
     source, target = prompts(core, source, target)
     weights = torch.tensor(weights or [1.0] * TOKENS).double()
     shares = torch.tensor([0.5, 0.5, 0.25, 0.5, 0.5, 0.75]).double()
-    matrix = getattr(p2p, kind)(source, target).double()
+    alignment = p2p.replacement if kind == "replace" else p2p.refinement
+    matrix = alignment(source, target).double()
 
     def replaced(lent, own):
         return lent @ torch.eye(TOKENS).double()
@@ -423,7 +432,7 @@ def test_null_text_inversion(core, unets, scheduler, pivots, texts, stop):
     inversion, rules = core.module("inversions.tuning"), core.module("inversions.step_rules")
     rate, iterations = 0.05, 4
     with torch.inference_mode(False):
-        rule = rules.Adam(rate, decay=1 / (2 * STEPS), test_after=True)
+        rule = rules.Adam(rate, fall=0.5, test_after=True)
         got = inversion.null_text(
             core.predict,
             pivots,
