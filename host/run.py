@@ -76,14 +76,10 @@ def _conditioning(text: tuple[Tensor, Options]) -> list:
     return [[embedding, dict(options)]]
 
 
-def progress(model, total: int) -> Callable[[int], OnStep]:
-    """The host's progress bar with latent previews over ``total`` steps: call with the number of the first step."""
+def progress(model, total: int) -> OnStep:
+    """The host's progress bar with latent previews over ``total`` steps."""
     callback = latent_preview.prepare_callback(model, total)
-
-    def starting_at(first: int) -> OnStep:
-        return lambda step, denoised, z: callback(first + step, denoised, z, total)
-
-    return starting_at
+    return lambda step, denoised, z: callback(step, denoised, z, total)
 
 
 def picture_progress(total: int) -> Callable[..., None]:

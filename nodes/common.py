@@ -64,7 +64,7 @@ def run_edit(
     if mask is not None:
         mask = wires.latent_mask(mask, images, shape)
     if on_step is None:
-        on_step = run.progress(model, levels - 1)(0)
+        on_step = run.progress(model, levels - 1)
 
     def loop(predict, device):
         placed_mask = None if mask is None else mask.to(device)

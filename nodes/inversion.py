@@ -43,7 +43,7 @@ def _read(model, positive, negative, latent, steps: int, cfg: float) -> Problem:
 def _invert(model, problem: Problem, inversion: Inversion) -> io.NodeOutput:
     """Run an inversion on the model: trajectory, embeddings and the reconstruction."""
     steps = problem.schedule.steps
-    report = run.progress(model, inversion.walks * steps)(0)
+    report = run.progress(model, inversion.walks * steps)
     trajectory, embeddings = run.sample(
         model,
         lambda predict, device: inversion.invert(predict, problem.to(device), report),

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -168,7 +168,6 @@ def auto_edit(
     mask: Tensor | None = None,
     regroup: bool = True,
     on_step: OnStep | None = None,
-    on_round: Callable[[int], None] | None = None,
 ) -> AutoEdit:
     """Edit by the embeddings' target text, which need say no more than what is in the picture and what is new.
 
@@ -180,8 +179,8 @@ def auto_edit(
         of the candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change at all.
     regroup: let images that are done leave the batch; False where the model carries something that belongs to image
         positions.
-    on_step: reports the first candidate of each round. on_round: called with the number of candidates before each
-    round. Raises ValueError for a misfit, for a target text that is the picture's own, and for an effort outside 1..4,
+    on_step: reports the first candidate of each round.
+    Raises ValueError for a misfit, for a target text that is the picture's own, and for an effort outside 1..4,
     NotFinite.
     """
     require_match(trajectory, embeddings)
@@ -206,8 +205,6 @@ def auto_edit(
     for group in _rounds(effort):
         if not waiting:
             break
-        if on_round is not None:
-            on_round(group[0])
         among = waiting if regroup else everyone
         taken = [among.index(b) for b in waiting]
         for number, edited in zip(group, run.sample(group, among, may_change, at_odds)):

@@ -36,7 +36,6 @@ class Edits:
     transition: the transition's latent ``[B,C,h,w]``, VP form, as long as anything borrows from it.
     latents: the edits' by the dials they have followed so far. Edits that have followed the same ones are one until
         they part, so that N steps of many edits cost less than N times as many.
-    clean: the clean latents ``[B,C,h,w]`` that these predicted at their last step.
     masks: where each was let differ at its last step, ``[1 or B,1,h,w]`` in 0..1, None everywhere.
     """
 
@@ -46,7 +45,6 @@ class Edits:
     region: Region
     transition: Tensor
     latents: dict[Dials, Tensor]
-    clean: dict[Dials, Tensor]
     masks: dict[Dials, Tensor | None]
 
     @classmethod
@@ -63,9 +61,7 @@ class Edits:
         require_match(trajectory, embeddings)
         dials, noise = tuple(dials), trajectory.pivots[0]
         latents = dict.fromkeys(distinct(dials, 0), noise if start is None else start)
-        return cls(
-            embeddings, dials, guidance_scale, region, noise, latents, clean=dict(latents), masks=dict.fromkeys(latents)
-        )
+        return cls(embeddings, dials, guidance_scale, region, noise, latents, masks=dict.fromkeys(latents))
 
     def to(self, device: torch.device) -> Edits:
         """These edits with their tensors on a device."""
@@ -75,22 +71,6 @@ class Edits:
             region=self.region.to(device),
             transition=self.transition.to(device),
             latents={dials: latent.to(device) for dials, latent in self.latents.items()},
-        )
-
-    def rows(self, images: list[int]) -> Edits:
-        """These edits of some of the images."""
-
-        def some(values: dict[Dials, Tensor]) -> dict[Dials, Tensor]:
-            return {dials: value[images] for dials, value in values.items()}
-
-        return replace(
-            self,
-            embeddings=self.embeddings.rows(images),
-            region=self.region.rows(images),
-            transition=self.transition[images],
-            latents=some(self.latents),
-            clean=some(self.clean),
-            masks=dict.fromkeys(self.masks),
         )
 
     def results(self) -> list[Tensor]:
@@ -173,16 +153,15 @@ class _Moved:
 
     def of(self, number: int, edits: Edits, plan: Plan) -> Edits:
         """An entry's edits after the step."""
-        latents, clean, masks, transition = {}, {}, {}, edits.transition
+        latents, masks, transition = {}, {}, edits.transition
         for place, process in enumerate(plan.processes[: plan.guided]):
             if process.entry != number:
                 continue
             if process.role == TRANSITION:
                 transition = self.latents[place]
             else:
-                latents[process.dials] = self.latents[place]
-                clean[process.dials], masks[process.dials] = self.clean[place], self.masks[place]
-        return replace(edits, transition=transition, latents=latents, clean=clean, masks=masks)
+                latents[process.dials], masks[process.dials] = self.latents[place], self.masks[place]
+        return replace(edits, transition=transition, latents=latents, masks=masks)
 
 
 def _latent_of(process: Process, i: int, many: list[Edits], trajectory: Trajectory) -> Tensor:

@@ -67,12 +67,6 @@ class Region:
         """This region with its mask on a device."""
         return self if self.mask is None else replace(self, mask=self.mask.to(device))
 
-    def rows(self, images: list[int]) -> Region:
-        """This region of some of the images."""
-        if self.mask is None or len(self.mask) == 1:
-            return self
-        return replace(self, mask=self.mask[images])
-
     def at(self, i: int, clean: Tensor, trajectory: Trajectory) -> Tensor | None:
         """The share of the edit after step i, ``[1 or B,1,h,w]``, None everywhere.
 

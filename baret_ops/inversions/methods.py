@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -92,34 +92,29 @@ class Inversion(Protocol):
 
 
 @dataclass(frozen=True)
-class TargetTextInversion:
-    """TTIS (paper, Algorithm 1): the text is tuned.
+class _TunedInversion:
+    """What the inversions by tuning share.
 
     rule, iterations, stop, skip_finished: see :func:`.tuning.tune`.
-    walk_with_negative: walk the pictures up to noise with the negative text instead of the target.
     """
 
     rule: StepRule
-    iterations: int = 5
+    iterations: int
     stop: StopRule = DEFAULT_STOP
-    walk_with_negative: bool = False
     skip_finished: bool = True
     needs_gradients: ClassVar[bool] = True
     walks: ClassVar[int] = 2
 
-    def invert(
-        self, predict: Predict, problem: Problem, on_step: OnStep | None = None
-    ) -> tuple[Trajectory, Embeddings]:
-        walked_with = problem.negative if self.walk_with_negative else problem.text
-        pivots = ddim_inversion(
-            predict,
-            problem.images,
-            walked_with,
-            problem.schedule,
-            uncond=self.walk_with_negative,
-            on_step=on_step,
-        )
-        tuning = ttis(
+    def _tune(
+        self,
+        search: Callable[..., Tuning],
+        predict: Predict,
+        problem: Problem,
+        pivots: Tensor,
+        on_step: OnStep | None,
+    ) -> Tuning:
+        """Search with these settings, after the walk to the pivots. search: ``ttis`` or ``null_text``."""
+        return search(
             predict,
             pivots,
             problem.text,
@@ -132,40 +127,38 @@ class TargetTextInversion:
             skip_finished=self.skip_finished,
             on_step=_later(on_step, problem.schedule.steps),
         )
+
+
+@dataclass(frozen=True)
+class TargetTextInversion(_TunedInversion):
+    """TTIS (paper, Algorithm 1): the text is tuned.
+
+    walk_with_negative: walk the pictures up to noise with the negative text instead of the target.
+    """
+
+    walk_with_negative: bool = False
+
+    def invert(
+        self, predict: Predict, problem: Problem, on_step: OnStep | None = None
+    ) -> tuple[Trajectory, Embeddings]:
+        negative = self.walk_with_negative
+        text = problem.negative if negative else problem.text
+        pivots = ddim_inversion(predict, problem.images, text, problem.schedule, uncond=negative, on_step=on_step)
+        tuning = self._tune(ttis, predict, problem, pivots, on_step)
         embeddings = problem.tuned(tuning, self.stop, tuned=tuning.embeddings, negative=problem.negative)
         return problem.trajectory(pivots, tuning.latents), embeddings
 
 
 @dataclass(frozen=True)
-class NullTextInversion:
-    """Null-text inversion (Mokady et al. 2023): the negative is tuned. Fields as in :class:`TargetTextInversion`."""
-
-    rule: StepRule
-    iterations: int = 10
-    stop: StopRule = DEFAULT_STOP
-    skip_finished: bool = True
-    needs_gradients: ClassVar[bool] = True
-    walks: ClassVar[int] = 2
+class NullTextInversion(_TunedInversion):
+    """Null-text inversion (Mokady et al. 2023): the negative is tuned."""
 
     def invert(
         self, predict: Predict, problem: Problem, on_step: OnStep | None = None
     ) -> tuple[Trajectory, Embeddings]:
-        schedule = problem.schedule
-        pivots = ddim_inversion(predict, problem.images, problem.text, schedule, on_step=on_step)
-        tuning = null_text(
-            predict,
-            pivots,
-            problem.text,
-            problem.negative,
-            schedule,
-            guidance_scale=problem.guidance_scale,
-            rule=self.rule,
-            iterations=self.iterations,
-            stop=self.stop,
-            skip_finished=self.skip_finished,
-            on_step=_later(on_step, schedule.steps),
-        )
-        tuned = problem.text.expand(schedule.steps, -1, -1, -1)
+        pivots = ddim_inversion(predict, problem.images, problem.text, problem.schedule, on_step=on_step)
+        tuning = self._tune(null_text, predict, problem, pivots, on_step)
+        tuned = problem.text.expand(problem.schedule.steps, -1, -1, -1)
         embeddings = problem.tuned(tuning, self.stop, tuned=tuned, negative=tuning.embeddings)
         return problem.trajectory(pivots, tuning.latents), embeddings
 
