@@ -241,6 +241,7 @@ def _with_sharing(options: dict, sharing: Sharing) -> dict:
 
 def _sharing_patch(share: Callable) -> Callable:
     def patch(n, context, value, extra):
-        return share(n, context, value, [label == 0 for label in extra["cond_or_uncond"]])
+        passes = [label == 0 for label in extra["cond_or_uncond"]]
+        return share(n, context, value, passes, (extra.get("block"), extra.get("block_index")))
 
     return patch

@@ -31,6 +31,8 @@ MAY_CHANGE, AT_ODDS = 0.2, 0.4
 at odds with the picture there, and that is where fresh noise goes."""
 LOOKS_FROM = 0.2
 """Share of the steps after which self-attention takes K and V from the reconstruction (MasaCtrl, Cao et al. 2023)."""
+GUIDED = 0.8
+"""Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail, which the text alone does."""
 GENTLE = 4.0 / 7.5
 """The gentle candidate's share of the guidance."""
 FRESH = 0.8
@@ -256,5 +258,13 @@ class _Run:
             dials = Dials(0, 0, int(LOOKS_FROM * steps + 0.5) if candidate.looks else NEVER)
             guidance = candidate.share * self.guidance_scale
             begun.append(Edits.begin(trajectory, embeddings, [dials], guidance, region, start))
-        done = advance(self.predict, trajectory, begun, range(steps), uncond_too=True, on_step=self.on_step)
+        done = advance(
+            self.predict,
+            trajectory,
+            begun,
+            range(steps),
+            looks_too=True,
+            guided_steps=int(GUIDED * steps + 0.5),
+            on_step=self.on_step,
+        )
         return [edits.results()[0] for edits in done]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from baret_ops.edits.auto_edit import CANDIDATES, LOOKS_FROM, auto_edit, choose, distance, regions
+from baret_ops.edits.auto_edit import CANDIDATES, GUIDED, LOOKS_FROM, auto_edit, choose, distance, regions
 from baret_ops.edits.judge import Answers, ask, levels_of
 
 from .test_bam import STEPS, B, Network, W, inversion
@@ -94,10 +94,11 @@ class TestAutoEdit:
         network = AnyNetwork()
         found = auto_edit(network, trajectory.rows([0]), embeddings.rows([0]), guidance_scale=W, effort=effort)
         levels, lends = len(levels_of(trajectory.schedule)), STEPS - int(LOOKS_FROM * STEPS + 0.5)
+        sampled = STEPS + int(GUIDED * STEPS + 0.5)  # with both texts while there is guidance
         tried = int((~found.scores.isnan()).sum())
         assert min(effort, 2) <= tried <= effort
         lending = sum(candidate.looks for candidate in CANDIDATES[:tried])  # each in a round of its own
-        assert network.rows == 2 * levels + tried * 2 * (STEPS + levels) + lending * 2 * lends
+        assert network.rows == 2 * levels + tried * (sampled + 2 * levels) + lending * lends
         assert found.candidates.shape[:2] == (effort, 1)
 
     def test_fresh_noise_is_tried_where_none_obeys_and_only_there(self):

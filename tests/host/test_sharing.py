@@ -4,6 +4,13 @@ import pytest
 import torch
 
 B = 2
+BLOCKS = [("input", 1), ("input", 3), ("middle", 0), *(("output", i) for i in range(4))]
+
+
+def plain_attention(q, k, v, heads):
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
+    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 @pytest.fixture
@@ -49,7 +56,7 @@ def explicit(model, sharing, labels):
 
         return replace
 
-    for block in [("input", 1), ("input", 3), ("middle", 0), *(("output", i) for i in range(4))]:
+    for block in BLOCKS:
         other.set_model_attn1_replace(attention(sharing.self_from), *block)
         other.set_model_attn2_replace(attention(sharing.cross_from), *block)
     return other
@@ -83,6 +90,44 @@ def test_equals_explicit_attention(pack, model, predict_in, run_passes_apart, un
     torch.testing.assert_close(shared[0][B:], plain[0][B:], rtol=1e-4, atol=1e-5)
     differs = (shared[1][edited] - plain[1][edited]).abs().max() > 1e-3
     assert differs == uncond
+
+
+def test_looks_left_by_the_positive_serve_the_negative(pack, model, predict_in):
+    """An unconditional pass takes K and V of the reconstruction's conditional row, which it does not run."""
+    sharing = pack.modules["baret_ops.attention"].Sharing
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * B, 4, 8, 12, generator=generator) * 5
+    cond, uncond_text = torch.randn(2, 2 * B, 6, 24, generator=generator)
+    left = {}
+
+    def both(predict):
+        predict(x, 5.0, cond=cond, sharing=sharing(processes=2, looks_from=(1, 1), left=left))
+        again = sharing(processes=1, looks_from=(1,), uncond=True, left=left)
+        return predict(x[:B], 5.0, uncond=uncond_text[:B], sharing=again)[1]
+
+    got = predict_in(both)
+    assert len(left) == 7, "each of 7 self-attentions left its own"
+
+    lent = []
+    recording, borrowing = model.clone(), model.clone()
+
+    def record(q, k, v, extra):
+        lent.append((k[B:], v[B:]))
+        return plain_attention(q, k, v, extra["n_heads"])
+
+    def borrow(q, k, v, extra):
+        return plain_attention(q, *lent.pop(0), extra["n_heads"])
+
+    for block in BLOCKS:
+        recording.set_model_attn1_replace(record, *block)
+        borrowing.set_model_attn1_replace(borrow, *block)
+    predict_in(
+        lambda predict: predict(x, 5.0, cond=cond, sharing=sharing(processes=2, looks_from=(1, 1))), recording
+    )
+    wanted = predict_in(lambda predict: predict(x[:B], 5.0, uncond=uncond_text[:B])[1], borrowing)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    plain = predict_in(lambda predict: predict(x[:B], 5.0, uncond=uncond_text[:B])[1])
+    assert (got - plain).abs().max() > 1e-3
 
 
 def test_the_negative_alone_keeps_its_label(pack, predict_in):
