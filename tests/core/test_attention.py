@@ -84,7 +84,9 @@ def test_looks_that_were_left_equal_looks_lent_beside(layout):
 def test_who_takes_no_looks_that_were_left_keeps_its_own():
     left = {None: tuple(torch.randn(2, B, L, D))}
     now = torch.randn(2 * B, L, D)
-    n, context, value = Sharing(processes=2, looks_from=(0, 2), uncond=True, left=left).share_self(now, now, now, [False])
+    n, context, value = Sharing(processes=2, looks_from=(0, 2), uncond=True, left=left).share_self(
+        now, now, now, [False]
+    )
     assert torch.equal(n, now)
     for got, lent in ((context, left[None][0]), (value, left[None][1])):
         assert torch.equal(got[:B], now[:B]) and torch.equal(got[B:], lent)

@@ -121,9 +121,7 @@ def test_looks_left_by_the_positive_serve_the_negative(pack, model, predict_in):
     for block in BLOCKS:
         recording.set_model_attn1_replace(record, *block)
         borrowing.set_model_attn1_replace(borrow, *block)
-    predict_in(
-        lambda predict: predict(x, 5.0, cond=cond, sharing=sharing(processes=2, looks_from=(1, 1))), recording
-    )
+    predict_in(lambda predict: predict(x, 5.0, cond=cond, sharing=sharing(processes=2, looks_from=(1, 1))), recording)
     wanted = predict_in(lambda predict: predict(x[:B], 5.0, uncond=uncond_text[:B])[1], borrowing)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     plain = predict_in(lambda predict: predict(x[:B], 5.0, uncond=uncond_text[:B])[1])
