@@ -33,10 +33,20 @@ scenes = PACK.module("world.scenes")
 
 STEPS = 20
 CFG = 7.5
-TASKS = {"colour": "colour", "background": "place", "animal": "animal", "pose": "pose"}
-"""The tasks, and the fact of a scene that each changes. The first three are rigid, the last is not."""
-VALUES = {"colour": scenes.COLOURS, "place": scenes.PLACES, "animal": scenes.ANIMALS, "pose": scenes.POSES}
+TASKS = {
+    "pose": ("pose",),
+    "colour": ("colour",),
+    "animal": ("animal",),
+    "background": ("place",),
+    "adding": (),  # a sun or a tree, whichever the scene has not
+    "two": ("colour", "pose"),
+}
+"""The tasks, and the facts of a scene that each changes."""
+FORMS = ("short", "full")
+"""How much texts say: the animal and what is new, or everything."""
+VALUES = {"animal": scenes.ANIMALS, "pose": scenes.POSES, "colour": scenes.COLOURS, "place": scenes.PLACES}
 """What each fact can be."""
+THINGS = ("sun", "tree")
 MOST_DECIBELS = 60.0
 
 
@@ -62,9 +72,11 @@ def unet_dtype() -> torch.dtype:
     return torch.bfloat16 if has_units else torch.float32
 
 
-def load_world() -> World:
-    """The world by the pack's own loader; see :func:`unet_dtype`."""
-    model, clip, vae = PACK.call("BaretWorldLoader")
+def load_world(weights: Path | None = None) -> World:
+    """The world that comes with the pack, or that of another weights file; see :func:`unet_dtype`."""
+    loader = PACK.module("host.world")
+    with torch.inference_mode():  # as the host runs nodes
+        model, clip, vae = loader.load() if weights is None else loader.load(weights)
     if unet_dtype() != torch.float32:
         model = model.clone()
         model.set_model_compute_dtype(unet_dtype())
@@ -100,6 +112,7 @@ def encode(world: World, texts: list[str]) -> list:
 class Batch:
     """Scenes of one task with all that scores need. Pictures are ``[n,128,128,3]`` in 0..1.
 
+    changed: the facts that each scene is to change. captions, texts: of what is and of what is wanted.
     picture: the source as the codec gives it back: no method can do better. ideal: the drawn target, as well.
     keep: ``[n,128,128]``, where nothing may change.
     """
@@ -107,43 +120,83 @@ class Batch:
     task: str
     source: list
     target: list
+    changed: list[tuple[str, ...]]
+    captions: list[str]
+    texts: list[str]
     picture: Tensor
     ideal: Tensor
     keep: Tensor
     latent: dict
-    captions: list[str]
-    texts: list[str]
 
     def __len__(self) -> int:
         return len(self.source)
 
 
-def make_batch(world: World, task: str, seed: int, start: int, stop: int) -> Batch:
-    """Scenes ``start`` to ``stop`` of a seed's endless list for a task."""
-    source = scenes.sample(seed, stop)[start:]
-    target = [_changed(scene, task, f"{seed} {task} {number}") for number, scene in enumerate(source, start)]
-    drawn, source_glyphs = scenes.render(source)
-    ideal, target_glyphs = scenes.render(target)
-    glyphs = torch.maximum(source_glyphs, target_glyphs)
+def make_batch(world: World, task: str, form: str, seed: int, count: int) -> Batch:
+    """The first ``count`` scenes of a seed's endless list that a task can change; the same for both forms."""
+    source, target, changed = [], [], []
+    for number, scene in enumerate(scenes.sample(seed, 6 * count)):
+        facts = _facts_to_change(scene, task, f"{seed} {task} {number}")
+        if facts and len(source) < count:
+            source.append(scene)
+            target.append(scenes.replace(scene, **facts))
+            changed.append(tuple(facts))
+    drawn, _ = scenes.render(source)
+    ideal, _ = scenes.render(target)
     latent = encode_pictures(world, drawn)
     return Batch(
         task=task,
         source=source,
         target=target,
+        changed=changed,
+        captions=[caption_of(scene, facts, form) for scene, facts in zip(source, changed)],
+        texts=[caption_of(scene, facts, form) for scene, facts in zip(target, changed)],
         picture=decode(world, latent),
         ideal=decode(world, encode_pictures(world, ideal)),
-        keep=glyphs > 0.999 if task == "background" else glyphs < 0.001,
+        keep=_kept_where(task, source, target, changed),
         latent=latent,
-        captions=[scenes.plain_caption(scene) for scene in source],
-        texts=[scenes.plain_caption(scene) for scene in target],
     )
 
 
-def _changed(scene, task: str, seed: str):
-    """The scene with another value of the task's fact."""
-    fact = TASKS[task]
-    others = [value for value in range(len(VALUES[fact])) if value != getattr(scene, fact)]
-    return scenes.replace(scene, **{fact: random.Random(seed).choice(others)})
+def _facts_to_change(scene, task: str, seed: str) -> dict[str, int]:
+    """New values of the facts that a task changes; none where the scene offers nothing to it."""
+    rng = random.Random(seed)
+    if task == "adding":
+        missing = [thing for thing in THINGS if getattr(scene, thing) == scenes.NO_SIDE]
+        return {rng.choice(missing): rng.choice((0, 1))} if missing else {}
+    values = {}
+    for fact in TASKS[task]:
+        others = [value for value in range(len(VALUES[fact])) if value != getattr(scene, fact)]
+        values[fact] = rng.choice(others)
+    return values
+
+
+def caption_of(scene, facts: tuple[str, ...], form: str) -> str:
+    """A scene in the model's words: everything, or the animal and what of ``facts`` can be said of it."""
+    if form == "full":
+        return scenes.plain_caption(scene)
+    word = {fact: groups[getattr(scene, fact)][0] for fact, groups in scenes.WORDS.items()}
+    colour = [word["colour"]] if "colour" in facts else []
+    after = [word[fact] for fact in ("pose", "place") if fact in facts]
+    added = [f"with a {thing}" for thing in THINGS if thing in facts and getattr(scene, thing) != scenes.NO_SIDE]
+    return " ".join(["a", *colour, word["animal"], *after, *added])
+
+
+def _kept_where(task: str, source: list, target: list, changed: list[tuple[str, ...]]) -> Tensor:
+    """``[n,128,128]`` true where nothing may change: outside both animals, or inside the one whose place changes, or
+    where a thing that is added cannot be."""
+    drawn, here = scenes.render(source)
+    _, there = scenes.render(target)
+    glyphs = torch.maximum(here, there)
+    if task == "background":
+        return glyphs > 0.999
+    if task != "adding":
+        return glyphs < 0.001
+    keep = torch.ones_like(here, dtype=torch.bool)
+    for side in (0, 1):  # no text says on which side it is to be
+        with_it = [scenes.replace(scene, **{thing: side}) for scene, (thing,) in zip(source, changed)]
+        keep &= (scenes.render(with_it)[0] - drawn).abs().amax(-1) < 0.02
+    return keep
 
 
 # --- the scores -------------------------------------------------------------------------------------------------------
@@ -171,22 +224,31 @@ def _grey_with_border(pictures: Tensor) -> Tensor:
 def score(batch: Batch, edited: Tensor, judge) -> dict[str, list[float]]:
     """Each picture's scores, of ``edited [n,128,128,3]``.
 
-    text: whether the classifier sees the changed fact. psnr, ssim: where nothing may change.
-    details: whether sun and tree are as in the source. identity: the same of animal, pose, colour and place, without
-        the changed one. ideal: PSNR to the drawn target.
+    text: whether the classifiers see what the text asks for. identity: whether of animal, pose, colour and place all
+    that was not to change is as in the source. details: the same of sun and tree. all: whether all of these hold.
+    psnr, ssim: where nothing may change. ideal: PSNR to the drawn target.
     """
     seen, source, target = judging.read(judge, edited), judging.truth(batch.source), judging.truth(batch.target)
-
-    def same_as_source(facts: list[str]) -> Tensor:
-        return torch.stack([seen[fact] == source[fact] for fact in facts]).all(0).float()
-
-    changed = TASKS[batch.task]
-    values = {
-        "text": (seen[changed] == target[changed]).float(),
-        "psnr": psnr(edited, batch.picture, batch.keep),
-        "ssim": ssim(edited, batch.picture, batch.keep),
-        "details": same_as_source(["sun", "tree"]),
-        "identity": same_as_source([fact for fact in VALUES if fact != changed]),
-        "ideal": psnr(edited, batch.ideal),
+    scores: dict[str, list[float]] = {
+        "text": [],
+        "identity": [],
+        "details": [],
+        "all": [],
+        "psnr": psnr(edited, batch.picture, batch.keep).tolist(),
+        "ssim": ssim(edited, batch.picture, batch.keep).tolist(),
+        "ideal": psnr(edited, batch.ideal).tolist(),
     }
-    return {name: [round(float(each), 4) for each in value] for name, value in values.items()}
+    for number, facts in enumerate(batch.changed):
+
+        def agrees(names, truth, number=number) -> bool:
+            return all(int(seen[name][number]) == int(truth[name][number]) for name in names)
+
+        found = {
+            "text": agrees(facts, target),
+            "identity": agrees([name for name in VALUES if name not in facts], source),
+            "details": agrees([name for name in THINGS if name not in facts], source),
+        }
+        found["all"] = all(found.values())
+        for name, holds in found.items():
+            scores[name].append(float(holds))
+    return {name: [round(value, 4) for value in values] for name, values in scores.items()}

@@ -15,7 +15,7 @@ import torch
 from lab import CFG, PACK, STEPS, Batch, World, encode
 from torch import Tensor
 
-auto_mask = PACK.module("baret_ops.edits.auto_mask")
+auto = PACK.module("baret_ops.edits.auto_edit")
 masa = PACK.module("baret_ops.edits.masactrl")
 p2p = PACK.module("baret_ops.edits.prompt_to_prompt")
 common = PACK.module("nodes.common")
@@ -71,12 +71,24 @@ def baret(world: World, batch: Batch, inversion: tuple, eta_start=0.8, eta_end=0
     return edited
 
 
-def sdedit(world: World, batch: Batch, strength: float, cfg: float = CFG) -> dict:
+def auto_edit(world: World, batch: Batch, inversion: tuple, seed: int):
+    """Auto Edit's core at the node's defaults: all that it found, not the edit alone."""
+    trajectory, embeddings, _ = inversion
+    inputs = in_process.defaults(PACK.nodes["BaretAutoEdit"])
+
+    def edit(predict, trajectory, **how):
+        settings = {"effort": inputs["effort"], "keep": inputs["keep"], "guidance_scale": CFG, "seed": seed}
+        return auto.auto_edit(predict, trajectory, embeddings, **settings, **how)
+
+    return _run(world, trajectory, embeddings, edit)
+
+
+def sdedit(world: World, batch: Batch, strength: float, cfg: float = CFG, seed: int = 1) -> dict:
     """SDEdit by the stock KSampler: noise to a strength, denoise with the target text."""
     (edited,) = in_process.call_stock(
         "KSampler",
         model=world.model,
-        seed=1,
+        seed=seed,
         steps=round(STEPS * strength),
         cfg=cfg,
         sampler_name="ddim",
@@ -170,23 +182,4 @@ def _with_target(world: World, batch: Batch, embeddings):
 def _run(world: World, trajectory, embeddings, edit: Callable) -> Any:
     """What ``edit(predict, trajectory, mask=.., on_step=..)`` returns, in the run that the nodes' edits share."""
     with torch.inference_mode():
-        return common.run_edit(world.model, trajectory, embeddings, mask=None, processes=2, edit=edit)
-
-
-# --- beyond the paper: an idea that is not part of the pack -----------------------------------------------------------
-
-
-def hard_mask(world: World, batch: Batch, inversion: tuple, threshold: float, **inputs) -> dict:
-    """BAM with the automatic mask's ramp cut at its middle."""
-    mask = _found_mask(world, inversion, threshold)
-    return baret(world, batch, inversion, mask=(mask > 0.5).float(), **inputs)
-
-
-def _found_mask(world: World, inversion: tuple, threshold: float) -> Tensor:
-    """The mask that BAM Edit finds, ``[B,h,w]``."""
-    trajectory, embeddings, _ = inversion
-
-    def find(predict, trajectory, mask, on_step):
-        return auto_mask.auto_mask(predict, trajectory, embeddings, threshold)
-
-    return _run(world, trajectory, embeddings, find)[:, 0]
+        return common.run_edit(world.model, trajectory, embeddings, mask=None, processes=3, edit=edit)

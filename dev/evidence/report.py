@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = DOCS / "evidence"
-SHARES = ("text", "details", "identity")  # counted; the others are measured
+SHARES = ("text", "details", "identity", "all", "good")  # counted; the others are measured
 NORMAL = 1.96  # the same of the normal distribution
 
 plt.rcParams.update(
@@ -120,10 +120,10 @@ def save(figure, name: str) -> None:
     plt.close(figure)
 
 
-def cross(axis, results: Results, name: str, **style) -> tuple[float, float]:
-    """Draw an edit at text success in percent and what is kept in dB, with its intervals; returns the place."""
-    x, y = 100 * results.mean(name, "text"), results.mean(name, "psnr")
-    left, right = results.interval(name, "text")
+def cross(axis, results: Results, name: str, share: str, **style) -> tuple[float, float]:
+    """Draw an edit at a share in percent and what is kept in dB, with its intervals; returns the place."""
+    x, y = 100 * results.mean(name, share), results.mean(name, "psnr")
+    left, right = results.interval(name, share)
     low, high = results.interval(name, "psnr")
     to_sides = [[max(0, x - 100 * left)], [max(0, 100 * right - x)]]
     axis.errorbar(x, y, xerr=to_sides, yerr=[[y - low], [high - y]], **style)
@@ -231,19 +231,20 @@ def rates_table(results: Results) -> str:
 # --- 2. edits ---------------------------------------------------------------------------------------------------------
 
 METHODS = (
+    "Auto Edit",
+    "Auto Edit, other noise",
     "BARET",
     "BARET with auto_mask",
-    "BARET, defaults",
-    "reconstruction-only attention",
-    "plain",
-    "plain with auto_mask",
+    "plain sampling",
     "SDEdit",
+    "SDEdit, other noise",
     "MasaCtrl",
     "prompt-to-prompt",
 )
-MARKERS = "os^vDPX*<"
+MARKERS = "*Ps^vDdXo"
+TITLES = {"adding": "adding a thing", "two": "two changes"}
 SHORT = {"eta_start": "eta", "start_step": "step", "first_block": "block", "cross_share": "cross", "self_share": "self"}
-UNSAID = ("eta_end", "auto_mask")  # settings that the tables leave out
+UNSAID = ("eta_end", "auto_mask", "seed")  # settings that the tables leave out
 
 
 def settings_of(result: dict) -> str:
@@ -252,50 +253,118 @@ def settings_of(result: dict) -> str:
     return ", ".join(f"{SHORT.get(name, name)} {value:g}" for name, value in said.items())
 
 
-def measured(results: Results, task: str) -> dict[str, str]:
-    """The methods that were measured on a task, each with the name of its result."""
-    names = {method: f"edit-{task}-{method}" for method in METHODS}
+def measured(results: Results, group: str, form: str, task: str) -> dict[str, str]:
+    """The methods that were measured on a task, each with the name of its result. group: fixed or best."""
+    names = {method: f"{group}-{form}-{task}-{method}" for method in METHODS}
     return {method: name for method, name in names.items() if name in results.all}
 
 
-def edits_table(results: Results, task: str) -> str:
+def overview(results: Results, group: str, form: str) -> str:
+    """Methods by tasks: *all*, with its interval, and what is kept."""
+    rows = []
+    for method in METHODS:
+        names = {task: f"{group}-{form}-{task}-{method}" for task in studies.TASKS}
+        if not all(name in results.all for name in names.values()):
+            continue
+        cells = [f"{results.show(name, 'all')}, {results.mean(name, 'psnr'):.1f} dB" for name in names.values()]
+        passes = [results.cost(name) for name in names.values()]
+        rows.append([method, *cells, f"{mean_of(passes):.0f}"])
+    titles = [TITLES.get(task, task) for task in studies.TASKS]
+    return table(" | ".join(["method", *titles, "passes"]), rows)
+
+
+def edits_table(results: Results, group: str, form: str, task: str) -> str:
     header = (
-        "method | settings | text obeyed | kept, dB | kept, SSIM | sun and tree kept | identity kept "
+        "method | settings | text obeyed | identity kept | sun and tree kept | all | kept, dB | kept, SSIM "
         "| to the ideal, dB | passes"
     )
     rows = []
-    for method, name in measured(results, task).items():
+    for method, name in measured(results, group, form, task).items():
         settings = settings_of(results.all[name]) or "its defaults"
-        scores = results.shown(name, "text", "psnr", "ssim", "details", "identity", "ideal")
+        scores = results.shown(name, "text", "identity", "details", "all", "psnr", "ssim", "ideal")
         rows.append([method, settings, *scores, f"{results.cost(name):.0f}"])
     return table(header, rows)
 
 
+def all_tables(results: Results, other: Results) -> str:
+    """The document with a table for each task, form and choice of settings."""
+    parts = [
+        "# Edits, task by task",
+        "Every score of the edits in [evidence.md](../evidence.md), which says how to read them.",
+    ]
+    for form in studies.FORMS:
+        for task in studies.TASKS:
+            parts.append(f"## {TITLES.get(task, task).capitalize()}, {form} texts")
+            for title, run, group in (
+                ("One setting for all tasks", results, "fixed"),
+                ("The settings best for this task on other scenes", results, "best"),
+                ("The other model, one setting for all tasks", other, "fixed"),
+            ):
+                if measured(run, group, form, task):
+                    parts += [f"{title}:", edits_table(run, group, form, task)]
+    return "\n\n".join(parts) + "\n"
+
+
+def area_under_curve(scores: list[float], obeyed: list[float]) -> float | None:
+    """The chance that of an edit that obeys and one that does not the first has the better score."""
+    right = [score for score, good in zip(scores, obeyed) if good]
+    wrong = [score for score, good in zip(scores, obeyed) if not good]
+    if not right or not wrong:
+        return None
+    wins = sum((r > w) + 0.5 * (r == w) for r in right for w in wrong)
+    return wins / (len(right) * len(wrong))
+
+
+def judge_table(results: Results, other: Results) -> str:
+    """Whether the model's judgement of its own edits is right, by short texts, over both seeds."""
+    rows = []
+    for task in studies.TASKS:
+        row = [TITLES.get(task, task)]
+        for run in (results, other):
+            scores, obeyed, called_good = _judged(run, task)
+            area = area_under_curve(scores, obeyed)
+            wrong = len(obeyed) - int(sum(obeyed))
+            row.append("none failed" if area is None else f"{area:.2f} ({wrong} of {len(obeyed)} did not obey)")
+            share = mean_of(called_good)
+            low, high = wilson(share, len(called_good))
+            row.append(f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of {len(called_good)}")
+        rows.append(row)
+    header = "task | AUC of the score | of those called good obey | the other model: AUC | of those called good obey"
+    return table(header, rows)
+
+
+def _judged(results: Results, task: str) -> tuple[list[float], list[float], list[float]]:
+    """Of all candidates the scores and whether they obey; and whether the edits that were called good obey."""
+    scores, obeyed, called_good = [], [], []
+    for method in studies.AUTO_SEEDS:
+        result = results.all[f"fixed-short-{task}-{method}"]
+        for row, truth in zip(result["scores"], result["obeyed"]):
+            tried = [(score, right) for score, right in zip(row, truth) if score is not None]
+            scores += [score for score, _ in tried]
+            obeyed += [right for _, right in tried]
+        called_good += [right for right, good in zip(result["text"], result["good"]) if good]
+    return scores, obeyed, called_good
+
+
 def edits_figure(results: Results) -> None:
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3.6), sharex=True, layout="constrained")
-    for axis, task in zip(axes, studies.TASKS):
-        for method, name in measured(results, task).items():
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), sharex=True, layout="constrained")
+    for axis, task in zip(axes.flat, studies.TASKS):
+        for method, name in measured(results, "fixed", "short", task).items():
             index = METHODS.index(method)
             style = {"marker": MARKERS[index], "color": f"C{index}", "ms": 6, "elinewidth": 1, "ls": ""}
-            cross(axis, results, name, label=method, **style)
-        axis.set_title(task + (" (inside the animal)" if task == "background" else " (outside the animals)"))
-        axis.set_xlabel("text obeyed, %")
+            cross(axis, results, name, "all", label=method, **style)
+        axis.set_title(TITLES.get(task, task) + (" (inside the animal)" if task == "background" else ""))
         axis.set_xlim(-4, 104)
-    axes[0].set_ylabel("kept, PSNR in dB")
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    for axis in axes[1]:
+        axis.set_xlabel("obeyed and all else kept, %")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("kept, PSNR in dB")
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     save(figure, "edits")
 
 
-PICTURED = (
-    "BARET",
-    "BARET with auto_mask",
-    "BARET, defaults",
-    "plain",
-    "SDEdit",
-    "MasaCtrl",
-    "prompt-to-prompt",
-)
+PICTURED = ("Auto Edit", "BARET", "plain sampling", "SDEdit", "MasaCtrl", "prompt-to-prompt")
 SIDE, GAP, HEADING, CAPTION = 112, 6, 20, 22  # pixels of the sheet
 
 
@@ -314,18 +383,17 @@ def pictures_figure(results: Results) -> None:
         for column, label in enumerate(columns):
             picture = Image.fromarray(shown[label][index].numpy())
             sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (column * (SIDE + GAP), y))
-        caption = f"{task}: \u201c{shown['texts'][index]}\u201d"
-        draw.text((0, y + SIDE + 3), caption, fill="black", font=font)
+        draw.text((0, y + SIDE + 3), f"\u201c{shown['texts'][index]}\u201d", fill="black", font=font)
     sheet.quantize(256, dither=Image.Dither.NONE).save(FIGURES / "pictures.png", optimize=True)
 
 
 def _pictures_of(folder: Path, task: str) -> dict:
     """The kept pictures of a task by method, ``[n,128,128,3]`` uint8, with the source, the ideal and the texts."""
-    edited = {method: torch.load(folder / f"edit-{task}-{method}.pt") for method in PICTURED}
-    return {**torch.load(folder / f"scenes-{task}.pt"), **edited}
+    edited = {method: torch.load(folder / f"fixed-short-{task}-{method}.pt") for method in PICTURED}
+    return {**torch.load(folder / f"scenes-{task}-short.pt"), **edited}
 
 
-# --- 3. dials, 5. beyond the paper ------------------------------------------------------------------------------------
+# --- 3. dials --------------------------------------------------------------------------------------------------
 
 
 def dials_figure(results: Results) -> None:
@@ -338,7 +406,7 @@ def dials_figure(results: Results) -> None:
         axis.plot(xs, ys, color="C0", lw=1)
         for value, name in names.items():
             colour = "C3" if name == "dial-default" else "C0"
-            place = cross(axis, results, name, marker="o", ms=5, color=colour, elinewidth=0.6)
+            place = cross(axis, results, name, "text", marker="o", ms=5, color=colour, elinewidth=0.6)
             axis.annotate(f"{value:g}", place, textcoords="offset points", xytext=(5, 4), fontsize=8)
         axis.set_title(dial)
         axis.set_xlabel("pose right, %")
@@ -358,21 +426,6 @@ def dials_table(results: Results) -> str:
     return table("dial | value | pose right | kept, dB | identity kept | passes of the edit", rows)
 
 
-def beyond_table(results: Results) -> str:
-    ideas = {"BARET with auto_mask": f"auto_mask {studies.AUTO_MASK:g}", **{name: name for name in studies.BEYOND}}
-    rows = []
-    for task in studies.TASKS:
-        base = f"edit-{task}-BARET"
-        scores, passes = results.shown(base, "text", "psnr"), f"{results.cost(base):.0f}"
-        rows.append([task, "BARET, its best settings", *scores, "", passes])
-        for idea, label in ideas.items():
-            name = f"edit-{task}-{idea}"
-            if name in results.all:
-                scores, passes = results.shown(name, "text", "psnr"), f"{results.cost(name):.0f}"
-                rows.append(["", label, *scores, results.gain(name, base), passes])
-    return table("task | idea | text obeyed | kept, dB | scene by scene, dB | passes", rows)
-
-
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
@@ -386,7 +439,7 @@ def about_text(results: Results) -> str:
     )
 
 
-def blocks_of(results: Results) -> dict[str, str]:
+def blocks_of(results: Results, other: Results) -> dict[str, str]:
     """What stands between the document's markers, by their names."""
     return {
         "about": about_text(results),
@@ -394,9 +447,11 @@ def blocks_of(results: Results) -> dict[str, str]:
         "reach": reach_table(results),
         "rates": rates_table(results),
         "rules": rules_table(results),
-        **{f"edits-{task}": edits_table(results, task) for task in studies.TASKS},
+        **{f"fixed-{form}": overview(results, "fixed", form) for form in studies.FORMS},
+        **{f"best-{form}": overview(results, "best", form) for form in studies.FORMS},
+        "other": overview(other, "fixed", "short"),
+        "judge": judge_table(results, other),
         "dials": dials_table(results),
-        "beyond": beyond_table(results),
     }
 
 
@@ -415,7 +470,9 @@ def numbers_of(results: Results) -> dict:
     """Every scene's numbers to four digits, with what the run is and what it chose."""
 
     def rounded(value):
-        return [round(each, 4) for each in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [rounded(each) for each in value]
+        return round(value, 4) if isinstance(value, float) else value
 
     return {
         "about": json.loads((results.run / "about.json").read_text()),
@@ -426,13 +483,18 @@ def numbers_of(results: Results) -> dict:
     }
 
 
-def write(run: Path) -> None:
-    """Fill the document's blocks and make its figures; `docs/evidence/numbers.json` has every scene's numbers."""
-    results = Results(run)
+def write(run: Path, other_run: Path) -> None:
+    """Fill the document's blocks and make its figures; `docs/evidence/numbers.json` has every scene's numbers.
+
+    other_run: of another world's model.
+    """
+    results, other = Results(run), Results(other_run)
     FIGURES.mkdir(parents=True, exist_ok=True)
     for draw in (convergence_figure, edits_figure, pictures_figure, dials_figure):
         draw(results)
     document = DOCS / "evidence.md"
-    document.write_text(filled(document.read_text(encoding="utf-8"), blocks_of(results)), encoding="utf-8")
-    (FIGURES / "numbers.json").write_text(json.dumps(numbers_of(results), separators=(",", ":")))
+    document.write_text(filled(document.read_text(encoding="utf-8"), blocks_of(results, other)), encoding="utf-8")
+    (FIGURES / "edits.md").write_text(all_tables(results, other), encoding="utf-8")
+    numbers = {"drawn world": numbers_of(results), "other model": numbers_of(other)}
+    (FIGURES / "numbers.json").write_text(json.dumps(numbers, separators=(",", ":")))
     print(document)

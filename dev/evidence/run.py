@@ -1,7 +1,8 @@
 """Make `docs/evidence.md` and its figures anew: what the method does on the drawn world, against its peers.
 
-    python dev/evidence/run.py RUN            # half an hour on two idle cores; stopped, the same command goes on
-    python dev/evidence/run.py RUN --report   # only the tables and figures of what RUN holds
+    python dev/evidence/run.py OTHER --world FILE      # first, on a model that nothing was chosen on
+    python dev/evidence/run.py RUN --other OTHER       # then; stopped, the same command goes on
+    python dev/evidence/run.py RUN --other OTHER --report     # only the tables and figures of what both hold
 
 Seeded; two workers of one thread each. RUN holds a result for each measurement (`results/*.json`), the classifiers and
 a few pictures.
@@ -23,15 +24,16 @@ import comfyui
 import in_process
 
 HERE = Path(__file__).resolve().parent
+WORKERS = 2
 _bench = None
 
 
-def _start(run: Path, sizes: dict[str, int]) -> None:
+def _start(run: Path, sizes: dict[str, int], world: Path | None) -> None:
     """Make a worker's bench, once."""
     global _bench
     from studies import Bench
 
-    _bench = Bench(run, sizes)
+    _bench = Bench(run, sizes, world)
 
 
 def _measure(task: tuple) -> None:
@@ -43,17 +45,18 @@ def _measure(task: tuple) -> None:
     function(_bench, *arguments)
 
 
-def measure(run: Path, sizes: dict[str, int]) -> None:
-    """All stages; what one chooses the next ones take from ``RUN/chosen.json``."""
+def measure(run: Path, sizes: dict[str, int], world: Path | None) -> None:
+    """All stages; what one chooses the next ones take from ``RUN/chosen.json``. Another world chooses nothing."""
     import studies
 
     chosen: dict = {}
-    with multiprocessing.get_context("spawn").Pool(2, _start, (run, sizes)) as pool:
-        for stage, groups in studies.GROUPS.items():
+    stages = studies.GROUPS if world is None else studies.OTHER_WORLD
+    with multiprocessing.get_context("spawn").Pool(WORKERS, _start, (run, sizes, world)) as pool:
+        for stage, groups in stages.items():
             tasks = [(stage, index) for index in range(len(groups))]
             for _ in pool.imap_unordered(_measure, tasks):
                 pass
-            if stage == "rates":
+            if stage == "rates" and world is None:
                 chosen["rates"] = studies.choose_rates(run)
             elif stage == "tune":
                 chosen["settings"] = studies.choose_settings(run, chosen)
@@ -88,6 +91,8 @@ def main() -> None:
         default=8,
         help="other scenes on which each method's settings are chosen (default: %(default)s)",
     )
+    parser.add_argument("--world", type=Path, help="another weights file: every method at its one setting, no document")
+    parser.add_argument("--other", type=Path, help="folder of a run with --world, for the document")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the document from what RUN holds")
     comfyui.add_arguments(parser)
     options = parser.parse_args()
@@ -97,11 +102,12 @@ def main() -> None:
     options.run.mkdir(parents=True, exist_ok=True)
     if not options.report:
         sizes = {"rates": options.tuning_scenes, "tune": options.tuning_scenes, "score": options.scenes}
-        measure(options.run, sizes)
+        measure(options.run, sizes, options.world)
         (options.run / "about.json").write_text(json.dumps(about(options.run, sizes)))
-    from report import write
+    if options.other is not None:
+        from report import write
 
-    write(options.run)
+        write(options.run, options.other)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import in_process
 import methods
 import torch
-from lab import CFG, PACK, TASKS, Batch, decode, judging, load_world, make_batch, psnr, score
+from lab import CFG, FORMS, PACK, TASKS, Batch, decode, judging, load_world, make_batch, psnr, score
 
 TUNED_ON, SCORED_ON = 3_000_000_000, 3_500_000_000  # seeds; neither the model nor the classifiers saw them
 SHOWN = 3  # scenes of each edit that are kept as pictures
@@ -27,68 +27,56 @@ TUNED_BY = {"adam": "ttis", "null": "null_text"}  # whose learning rates these a
 PUBLISHED_RATE = 1e-2  # null-text inversion's
 AUTO_MASK = 0.01  # the threshold of BAM Edit's automatic mask
 
-# What is tried for each method, the published or default settings first.
-BARET = {
-    "non-rigid": (
-        # eta_start, tau_sa, tau_ca, cfg; eta_end is 0.1, or 0 where eta_start is
-        (0.8, 0.3, 0.6, CFG),
-        (0.4, 0.6, 0.6, CFG),
-        (0.0, 0.3, 0.6, CFG),
-        (0.0, 0.1, 0.6, CFG),
-        (0.2, 0.2, 0.4, CFG),
-        (0.4, 0.1, 0.3, CFG),
-        (0.6, 0.1, 0.2, CFG),
-        (0.0, 0.6, 0.2, CFG),
-        (0.6, 0.3, 0.6, 10.0),
-        (0.4, 0.3, 0.4, 10.0),
-        (0.2, 0.6, 0.4, 10.0),
-        (0.4, 0.1, 0.2, 10.0),
-    ),
-    "rigid": (
-        # the same; eta_end is 1 where eta_start is
-        (1.0, 0.3, 0.6, CFG),
-        (1.0, 0.6, 0.6, CFG),
-        (1.0, 0.3, 0.6, 4.0),
-        (1.0, 0.6, 0.6, 4.0),
-        (1.0, 0.3, 0.6, 3.0),
-        (1.0, 0.6, 0.6, 3.0),
-        (0.6, 0.2, 0.4, 3.0),
-        (1.0, 0.6, 0.6, 2.5),
-        (0.6, 0.2, 0.4, 2.5),
-    ),
-}
-GUIDANCES = (CFG, 5.0, 4.0, 3.0, 2.5, 2.0)
-SDEDIT = tuple({"strength": strength, "cfg": cfg} for strength in (0.5, 0.6, 0.7, 0.8, 0.9) for cfg in (CFG, 4.0))
+# What is tried for each method; the first is the published setting, or the node's default.
+BARET = (
+    # eta_start, tau_sa, tau_ca, cfg; eta_end is 0.1, or 0 or 1 where eta_start is
+    (0.8, 0.3, 0.6, CFG),
+    (0.0, 0.3, 0.6, CFG),
+    (0.0, 0.1, 0.2, CFG),
+    (0.4, 0.1, 0.3, CFG),
+    (0.0, 0.1, 0.2, 4.0),
+    (1.0, 0.3, 0.6, 4.0),
+    (0.6, 0.2, 0.4, 4.0),
+    (0.6, 0.2, 0.4, 3.0),
+)
+GUIDANCES = (CFG, 5.0, 4.0, 3.0, 2.5)
+SDEDIT = (
+    {"strength": 0.8, "cfg": CFG},
+    {"strength": 0.6, "cfg": CFG},
+    {"strength": 0.5, "cfg": 4.0},
+    {"strength": 0.6, "cfg": 4.0},
+    {"strength": 0.8, "cfg": 4.0},
+    {"strength": 0.9, "cfg": 4.0},
+)
 MASA = (
     {"start_step": 4, "first_block": 3, "cfg": CFG},
     {"start_step": 8, "first_block": 3, "cfg": CFG},
-    {"start_step": 2, "first_block": 3, "cfg": CFG},
     {"start_step": 4, "first_block": 3, "cfg": 4.0},
-    {"start_step": 4, "first_block": 3, "cfg": 3.0},
     {"start_step": 4, "first_block": 3, "cfg": 2.5},
 )
 P2P = (
     {"cross_share": 0.4, "self_share": 0.6, "cfg": CFG},
-    {"cross_share": 0.8, "self_share": 0.4, "cfg": CFG},
-    {"cross_share": 0.4, "self_share": 0.6, "cfg": 5.0},
+    {"cross_share": 0.2, "self_share": 0.3, "cfg": CFG},
     {"cross_share": 0.2, "self_share": 0.3, "cfg": 4.0},
-    {"cross_share": 0.4, "self_share": 0.6, "cfg": 3.0},
-    {"cross_share": 0.2, "self_share": 0.3, "cfg": 3.0},
+    {"cross_share": 0.4, "self_share": 0.6, "cfg": 4.0},
     {"cross_share": 0.4, "self_share": 0.6, "cfg": 2.5},
 )
 
 
-def kind_of(task: str) -> str:
-    return "non-rigid" if task == "pose" else "rigid"
+Cell = tuple[str, str]
+"""A task and the form of its texts."""
+CELLS = tuple((task, form) for form in FORMS for task in TASKS)
+POSES: Cell = ("pose", "full")
+"""On which reconstruction and dials are studied."""
 
 
 class Bench:
     """A worker's state: the world, the classifiers, batches and inversions made so far, and where results lie."""
 
-    def __init__(self, run: Path, sizes: dict[str, int]):
+    def __init__(self, run: Path, sizes: dict[str, int], world: Path | None):
         self.run, self.sizes = run, sizes
-        self.world = load_world()
-        self._batches: dict[tuple[str, str], Batch] = {}
+        self.world = load_world(world)
+        self._batches: dict[tuple[str, str, str], Batch] = {}
         self._inversions: dict[tuple, tuple[tuple, float]] = {}
 
     @cached_property
@@ -99,18 +87,19 @@ class Bench:
     def chosen(self) -> dict:
         return json.loads((self.run / "chosen.json").read_text())
 
-    def batch(self, task: str, stage: str) -> Batch:
-        """The scenes of a task in a stage."""
-        if (task, stage) not in self._batches:
+    def batch(self, cell: Cell, stage: str) -> Batch:
+        """The scenes of a task in a stage, with texts of a form."""
+        task, form = cell
+        if (task, form, stage) not in self._batches:
             seed = SCORED_ON if stage == "score" else TUNED_ON
-            self._batches[task, stage] = make_batch(self.world, task, seed, 0, self.sizes[stage])
-        return self._batches[task, stage]
+            self._batches[task, form, stage] = make_batch(self.world, task, form, seed, self.sizes[stage])
+        return self._batches[task, form, stage]
 
-    def invert(self, kind: str, task: str, stage: str, **inputs) -> tuple[tuple, float]:
+    def invert(self, kind: str, cell: Cell, stage: str, **inputs) -> tuple[tuple, float]:
         """An inversion, made once, and its cost a scene."""
-        key = (kind, task, stage, json.dumps(inputs, sort_keys=True))
+        key = (kind, cell, stage, json.dumps(inputs, sort_keys=True))
         if key not in self._inversions:
-            invert, batch = getattr(methods, kind), self.batch(task, stage)
+            invert, batch = getattr(methods, kind), self.batch(cell, stage)
             self._inversions[key] = self._counted(batch, lambda: invert(self.world, batch, **inputs))
         return self._inversions[key]
 
@@ -129,12 +118,12 @@ class Bench:
             print(name, flush=True)
         return json.loads(path.read_text())
 
-    def reconstruction(self, name: str, kind: str, task: str, stage: str, **inputs) -> dict:
+    def reconstruction(self, name: str, kind: str, cell: Cell, stage: str, **inputs) -> dict:
         """The job of an inversion: how well it redraws the pictures."""
 
         def measure() -> dict:
-            batch = self.batch(task, stage)
-            (trajectory, embeddings, latent), cost = self.invert(kind, task, stage, **inputs)
+            batch = self.batch(cell, stage)
+            (trajectory, embeddings, latent), cost = self.invert(kind, cell, stage, **inputs)
             missed = trajectory.latents[-1] - trajectory.pivots[-1]
             return {
                 "psnr": psnr(decode(self.world, latent), batch.picture).tolist(),
@@ -146,33 +135,66 @@ class Bench:
 
         return self.job(name, measure)
 
-    def edit(self, name: str, method: str, task: str, stage: str, inversion: tuple | None = None, **settings) -> dict:
+    def edit(self, name: str, method: str, cell: Cell, stage: str, inversion: tuple | None = None, **settings) -> dict:
         """The job of an edit by a function of :mod:`methods`, scored.
 
         inversion: what :meth:`invert` takes, without task and stage; None for a method that has none.
         """
 
         def measure() -> dict:
-            edit, batch, inverted, inversion_cost = getattr(methods, method), self.batch(task, stage), (), 0.0
+            edit, batch, inverted, inversion_cost = getattr(methods, method), self.batch(cell, stage), (), 0.0
             if inversion is not None:
                 kind, inputs = inversion
-                made, inversion_cost = self.invert(kind, task, stage, **inputs)
+                made, inversion_cost = self.invert(kind, cell, stage, **inputs)
                 inverted = (made,)
             latent, cost = self._counted(batch, lambda: edit(self.world, batch, *inverted, **settings))
-            pictures = decode(self.world, latent)
-            if stage == "score":
-                self._keep_pictures(name, (pictures[:SHOWN] * 255).round().byte())
-            scores = score(batch, pictures, self.judge)
+            scores = self._scored(name, batch, stage, decode(self.world, latent))
             return {**scores, "cost": cost, "inversion_cost": inversion_cost, "settings": settings}
 
         return self.job(name, measure)
 
-    def keep_scenes(self, task: str) -> None:
+    def auto_edit(self, name: str, cell: Cell, inversion: tuple, seed: int) -> dict:
+        """The job of Auto Edit: scored as any edit, and whether its judgement of each candidate is right.
+
+        scores, obeyed: of each candidate of each scene, None where it was not tried. good: what it calls so.
+        """
+
+        def measure() -> dict:
+            batch, (kind, inputs) = self.batch(cell, "score"), inversion
+            made, inversion_cost = self.invert(kind, cell, "score", **inputs)
+            found, cost = self._counted(batch, lambda: methods.auto_edit(self.world, batch, made, seed))
+            family = made[0].family
+            pictures = decode(self.world, methods.wires.latent_out(family, found.edit))
+            tried = []
+            for candidates in found.candidates:
+                seen = decode(self.world, methods.wires.latent_out(family, candidates))
+                tried.append(score(batch, seen, self.judge)["text"])
+            known = (~found.scores.isnan()).tolist()
+            return {
+                **self._scored(name, batch, "score", pictures),
+                "cost": cost,
+                "inversion_cost": inversion_cost,
+                "settings": {},
+                "chosen": found.chosen.tolist(),
+                "good": found.good.float().tolist(),
+                "scores": [_where(row, there) for row, there in zip(found.scores.tolist(), known)],
+                "obeyed": [_where(row, there) for row, there in zip(tried, known)],
+            }
+
+        return self.job(name, measure)
+
+    def _scored(self, name: str, batch: Batch, stage: str, pictures) -> dict:
+        """The scores of pictures, the first of which are kept."""
+        if stage == "score":
+            self._keep_pictures(name, (pictures[:SHOWN] * 255).round().byte())
+        return score(batch, pictures, self.judge)
+
+    def keep_scenes(self, cell: Cell) -> None:
         """Keep the first scenes of a task as pictures, beside those of their edits."""
-        batch = self.batch(task, "score")
+        batch = self.batch(cell, "score")
         pictures = {"source": batch.picture, "ideal": batch.ideal}
         shown = {name: (value[:SHOWN] * 255).byte() for name, value in pictures.items()}
-        self._keep_pictures(f"scenes-{task}", {**shown, "texts": batch.texts[:SHOWN]})
+        self._keep_pictures("-".join(["scenes", *cell]), {**shown, "texts": batch.texts[:SHOWN]})
 
     def _keep_pictures(self, name: str, pictures) -> None:
         path = self.run / "pictures" / f"{name}.pt"
@@ -184,6 +206,10 @@ class Bench:
         self.world.passes.reset()
         made = work()
         return made, self.world.passes.cost() / len(batch)
+
+
+def _where(values: list, there: list[bool]) -> list:
+    return [value if known else None for value, known in zip(values, there)]
 
 
 def default_inversion(chosen: dict) -> dict:
@@ -207,7 +233,7 @@ def sweep_rates(bench: Bench, kind: str) -> None:
     for updates in UPDATES[kind]:
         for rate in RATES[kind]:
             given = {"step_rule": "adam", "iterations": updates, "learning_rate": rate, **methods.NO_STOP}
-            bench.reconstruction(f"rates-{kind}-{updates}-{rate}", TUNED_BY[kind], "pose", "rates", **given)
+            bench.reconstruction(f"rates-{kind}-{updates}-{rate}", TUNED_BY[kind], POSES, "rates", **given)
     bench.forget()
 
 
@@ -227,13 +253,13 @@ Candidate = tuple[str, tuple | None, dict]
 """``(method, inversion, settings)``, as :meth:`Bench.edit` takes them."""
 
 
-def candidates(task: str, chosen: dict) -> dict[str, list[Candidate]]:
-    """What is tried for each method."""
+def candidates(chosen: dict) -> dict[str, list[Candidate]]:
+    """What is tried for each method, the published or default setting first."""
     tuned = default_inversion(chosen)
     of_target, of_caption = ("direct", {"text": "target"}), ("direct", {})
     return {
-        "BARET": [_baret_candidate(tuned, *tried) for tried in BARET[kind_of(task)]],
-        "plain": [("baret", of_target, {**methods.PLAIN, "cfg": cfg}) for cfg in GUIDANCES],
+        "BARET": [_baret_candidate(tuned, *tried) for tried in BARET],
+        "plain sampling": [("baret", of_target, {**methods.PLAIN, "cfg": cfg}) for cfg in GUIDANCES],
         "SDEdit": [("sdedit", None, settings) for settings in SDEDIT],
         "MasaCtrl": [("masactrl", of_caption, settings) for settings in MASA],
         "prompt-to-prompt": [("prompt_to_prompt", of_caption, settings) for settings in P2P],
@@ -247,25 +273,29 @@ def _baret_candidate(tuned: dict, eta: float, tau_sa: float, tau_ca: float, cfg:
     return "baret", ("ttis", {**tuned, "cfg": cfg}), settings
 
 
-def tune(bench: Bench, task: str) -> None:
+def tune(bench: Bench, *cell: str) -> None:
     """Try all candidates on a task's tuning scenes."""
-    for name, tried in candidates(task, bench.chosen).items():
+    task, form = cell
+    for name, tried in candidates(bench.chosen).items():
         for index, (method, inversion, settings) in enumerate(tried):
-            bench.edit(f"tune-{task}-{name}-{index}", method, task, "tune", inversion, **settings)
+            bench.edit(f"tune-{form}-{task}-{name}-{index}", method, (task, form), "tune", inversion, **settings)
     bench.forget()
 
 
 def choose_settings(run: Path, chosen: dict) -> dict:
-    """For each task and method: of the settings whose text success is within 0.05 of the best, those that keep most."""
+    """The number of the best candidate for each form, task and method.
+
+    Of the settings whose *all* is within 0.05 of the best, those that keep most.
+    """
     found: dict = {}
-    for task in TASKS:
-        for name, tried in candidates(task, chosen).items():
-            results = [_read(run, f"tune-{task}-{name}-{index}") for index in range(len(tried))]
-            obeyed = [_mean(result["text"]) for result in results]
+    for task, form in CELLS:
+        for name, tried in candidates(chosen).items():
+            results = [_read(run, f"tune-{form}-{task}-{name}-{index}") for index in range(len(tried))]
+            right = [_mean(result["all"]) for result in results]
             kept = [_mean(result["psnr"]) for result in results]
-            good = [index for index, success in enumerate(obeyed) if success >= max(obeyed) - 0.05]
+            good = [index for index, share in enumerate(right) if share >= max(right) - 0.05]
             best = max(good, key=lambda index: kept[index])
-            found.setdefault(task, {})[name] = tried[best]
+            found.setdefault(form, {}).setdefault(task, {})[name] = best
     return found
 
 
@@ -288,9 +318,9 @@ def converge(bench: Bench, name: str) -> None:
     rates = bench.chosen["rates"]["adam" if kind == "ttis" else "null"]
 
     def measure(updates: int, given: dict) -> None:
-        bench.reconstruction(f"converge-{name}-{updates}", kind, "pose", "score", **given)
+        bench.reconstruction(f"converge-{name}-{updates}", kind, POSES, "score", **given)
         if kind == "ttis":
-            bench.edit(f"rules-{name}-{updates}", "baret", "pose", "score", (kind, given))
+            bench.edit(f"rules-{name}-{updates}", "baret", POSES, "score", (kind, given))
         bench.forget()
 
     for updates in counts:
@@ -302,45 +332,48 @@ def converge(bench: Bench, name: str) -> None:
         measure(0, {"step_rule": "adam", "iterations": 0})
     if name == "null-text, caption":
         published = {"step_rule": "adam", "iterations": 10, "learning_rate": PUBLISHED_RATE}
-        bench.reconstruction("published-null", kind, "pose", "score", **published)
+        bench.reconstruction("published-null", kind, POSES, "score", **published)
     bench.forget()
 
 
-def edits(bench: Bench, task: str) -> None:
-    """All methods on one task, each at the settings found on other scenes, and BARET at its defaults."""
-    chosen, non_rigid = bench.chosen, kind_of(task) == "non-rigid"
-    best = chosen["settings"][task]
-    default_inputs = default_inversion(chosen)
-    by_default = ("ttis", default_inputs)
+AUTO_SEEDS = {"Auto Edit": 0, "Auto Edit, other noise": 1}
+OTHER_NOISE = 2  # SDEdit's other seed
 
-    def run(name: str, method: str, inversion, **settings) -> None:
-        inversion = None if inversion is None else tuple(inversion)
-        bench.edit(f"edit-{task}-{name}", method, task, "score", inversion, **settings)
 
-    bench.reconstruction(f"reconstruction-{task}", "ttis", task, "score", **default_inputs)
-    run("BARET, defaults", "baret", by_default, **({} if non_rigid else methods.RIGID))
-    if non_rigid:
-        run("reconstruction-only attention", "baret", by_default, **methods.RIGID)
-    for name in ("BARET", "plain"):
-        method, inversion, settings = best[name]
-        run(name, method, inversion, **settings)
-        run(f"{name} with auto_mask", method, inversion, **settings, auto_mask=AUTO_MASK)
-    if non_rigid:
-        _, inversion, settings = best["BARET"]
-        for name, (method, extra) in BEYOND.items():
-            run(name, method, inversion, **settings, **extra)
-    for name in ("SDEdit", "MasaCtrl", "prompt-to-prompt"):
-        method, inversion, settings = best[name]
-        run(name, method, inversion, **settings)
-    bench.keep_scenes(task)
+def auto(bench: Bench, *cell: str) -> None:
+    """Auto Edit on one task, by two seeds where texts are short."""
+    task, form = cell
+    inversion = ("ttis", {**default_inversion(bench.chosen), "cfg": CFG})
+    for name, seed in AUTO_SEEDS.items():
+        if seed == 0 or form == "short":
+            bench.auto_edit(f"fixed-{form}-{task}-{name}", (task, form), inversion, seed)
     bench.forget()
 
 
-BEYOND = {
-    "hard mask": ("hard_mask", {"threshold": AUTO_MASK}),
-    "layers of the coarse grid only": ("baret", {"max_resolution": 8}),
-}
-"""Ideas beyond the paper, each against BARET at the same settings: the method, and what differs."""
+def fixed(bench: Bench, *cell: str) -> None:
+    """The other methods on one task, each at one setting for all tasks: the published one, or the node's defaults."""
+    task, form = cell
+    for name, tried in candidates(bench.chosen).items():
+        method, inversion, settings = tried[0]
+        bench.edit(f"fixed-{form}-{task}-{name}", method, (task, form), "score", inversion, **settings)
+        if name == "SDEdit" and form == "short":
+            again = {**settings, "seed": OTHER_NOISE}
+            bench.edit(f"fixed-{form}-{task}-SDEdit, other noise", method, (task, form), "score", **again)
+    bench.keep_scenes((task, form))
+    bench.forget()
+
+
+def best(bench: Bench, *cell: str) -> None:
+    """All methods on one task, each at the settings found for it on other scenes; BARET also with ``auto_mask``."""
+    task, form = cell
+    for name, tried in candidates(bench.chosen).items():
+        method, inversion, settings = tried[bench.chosen["settings"][form][task][name]]
+        bench.edit(f"best-{form}-{task}-{name}", method, (task, form), "score", inversion, **settings)
+        if name == "BARET":
+            masked = {**settings, "auto_mask": AUTO_MASK}
+            bench.edit(f"best-{form}-{task}-BARET with auto_mask", method, (task, form), "score", inversion, **masked)
+    bench.forget()
+
 
 DIALS = {
     "eta_start": (0.0, 0.4, 0.6, 0.8, 1.0),
@@ -373,27 +406,31 @@ def dials(bench: Bench) -> None:
         for value in values:
             turned = {"cfg": value} if dial == "cfg" and value != CFG else {}
             inversion = ("ttis", {**tuned, **turned})
-            bench.edit(dial_name(dial, value), "baret", "pose", "score", inversion, **{**DEFAULTS, dial: value})
+            bench.edit(dial_name(dial, value), "baret", POSES, "score", inversion, **{**DEFAULTS, dial: value})
     bench.forget()
 
 
 GROUPS = {
     "rates": [(train_judge,), (sweep_rates, "adam"), (sweep_rates, "null")],
-    "tune": [(tune, "pose"), (tune, "colour"), (tune, "background"), (tune, "animal")],
+    "tune": [(tune, *cell) for cell in CELLS],
     "score": [
+        *((fixed, *cell) for cell in CELLS),
+        *((best, *cell) for cell in CELLS),
+        *((auto, *cell) for cell in CELLS),
         (converge, "null-text, caption"),
-        (edits, "pose"),
-        (edits, "colour"),
         (converge, "TTIS, Adam"),
-        (edits, "background"),
-        (edits, "animal"),
         (dials,),
         (converge, "TTIS, secant"),
         (converge, "TTIS, secant with memory"),
         (converge, "null-text, target text"),
     ],
 }
-"""The groups of each stage, the longest first, so that both workers end together."""
+"""The groups of each stage."""
+OTHER_WORLD = {
+    "rates": [(train_judge,)],
+    "score": [(study, task, "short") for study in (auto, fixed) for task in TASKS],
+}
+"""What another world's model is asked: short texts, every method at its one setting."""
 
 
 def _mean(values: list[float]) -> float:
