@@ -110,9 +110,9 @@ MUTATIONS = [
     ),
     *_core(
         "auto_edit",
-        ("edits/judge", "(1 - 2 * self.obeyed()).clamp(0, 2)", "(1 - self.obeyed()).clamp(0, 2)"),
+        ("edits/judge", "self.obeyed() - source.obeyed()", "self.obeyed()"),
         ("edits/judge", "((self.noise - self.tuned) * way)", "((self.noise - self.target) * way)"),
-        ("edits/auto_edit", "there & (scores >= 1 - keep)", "there & (scores >= keep)"),
+        ("edits/auto_edit", "scores >= 1 - LENIENCE * keep", "scores >= LENIENCE * keep"),
         ("edits/auto_edit", "apart.amin(2).mean(1) + apart.amin(1).mean(1)", "apart.amin(2).mean(1)"),
         ("edits/auto_edit", "waiting = (~good).nonzero()", "waiting = good.nonzero()"),
     ),

@@ -35,6 +35,8 @@ GUIDED = 0.8
 """Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail, which the text alone does."""
 GENTLE = 4.0 / 7.5
 """The gentle candidate's share of the guidance."""
+LENIENCE = 0.3
+"""How much ``keep`` lowers the score from which on an edit obeys, 1 where it is 0."""
 FRESH = 0.8
 """Share of fresh noise, in variance."""
 GRID = 16
@@ -143,11 +145,11 @@ def distance(edited: Tensor, picture: Tensor) -> Tensor:
 def choose(scores: Tensor, distances: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     """Which candidate each image takes, ``[B]``, and whether it is good, ``[B]`` bool.
 
-    Good is a score of at least ``1 - keep``. Of the good ones the least distant is taken; where none is good, the one
+    Good is a score of at least ``1 - LENIENCE * keep``. Of the good ones the least distant is taken; where none is good, the one
     of the best score. scores, distances: ``[K,B]``, NaN where an image has no such candidate.
     """
     there = ~scores.isnan()
-    good = there & (scores >= 1 - keep)
+    good = there & (scores >= 1 - LENIENCE * keep)
     nearest = distances.masked_fill(~good, float("inf")).argmin(0)
     best = scores.masked_fill(~there, float("-inf")).argmax(0)
     any_good = good.any(0)
@@ -174,8 +176,8 @@ def auto_edit(
     """Edit by the embeddings' target text, which need say no more than what is in the picture and what is new.
 
     Every image of a batch is decided on its own. Row-forwards of an image, with N steps and L levels of the judge: ``2
-    L`` for the picture; then for each candidate that it needs ``2 N`` and ``2 L``, and 2 a step for the reconstruction
-    while it lends looks to those that run.
+    L`` for the picture; then for each candidate that it needs 2 a step while there is guidance, 1 a step after that,
+    and ``2 L``; and 1 a step for the reconstruction while it lends looks to those that run.
 
     effort: how many of CANDIDATES are tried at most, from 1. keep: see :func:`choose`. seed: of the judge's noise and
         of the candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change at all.
@@ -196,7 +198,7 @@ def auto_edit(
         )
     run = _Run(predict, trajectory, embeddings, guidance_scale, seed, on_step)
     source = run.ask(trajectory.pivots[-1], range(trajectory.images))
-    belief, (may_change, at_odds) = source.belief(), regions(source)
+    may_change, at_odds = regions(source)
     if mask is not None:
         may_change, at_odds = may_change * mask, at_odds * mask
 
@@ -213,7 +215,7 @@ def auto_edit(
             answers = run.ask(edited, among)
             picture = trajectory.pivots[-1][among]
             candidates[number, waiting] = edited[taken]
-            scores[number, waiting] = answers.score(belief[:, among])[taken]
+            scores[number, waiting] = answers.score(source.of(among))[taken]
             distances[number, waiting] = distance(edited, picture)[taken]
         _, good = choose(scores, distances, keep)
         waiting = (~good).nonzero().flatten().tolist()

@@ -46,22 +46,19 @@ class Answers:
         """How much the two texts differ at each place of the pictures, ``[R,1,h,w]``."""
         return (self.target - self.tuned).abs().mean((0, 2))[:, None]
 
-    def belief(self) -> Tensor:
-        """How far each level can be believed, ``[L,R]`` in 0..2, from what was asked of the picture as it is.
+    def score(self, source: Answers) -> Tensor:
+        """How far pictures obey the target text, ``[R]``: 0 for the picture as it was, about 1 for what was asked.
 
-        1 where the tuned text explains it fully, 0 where the level cannot tell the two texts apart on it. A picture of
-        which no level is to be believed believes all alike.
+        The way from the source's place to the edit's, as the mean of the levels without the lowest and the highest
+        quarter: single levels err. source: what was asked of the pictures as they are.
         """
-        weights = (1 - 2 * self.obeyed()).clamp(0, 2)
-        return torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
+        ways = (self.obeyed() - source.obeyed()).sort(0).values
+        outer = len(ways) // 4
+        return ways[outer : len(ways) - outer].mean(0)
 
-    def score(self, belief: Tensor) -> Tensor:
-        """How far pictures obey the target text, ``[R]``: about 0 for the picture as it was, about 1 for what was
-        asked.
-
-        belief: ``[L,R]``.
-        """
-        return (self.obeyed() * belief).sum(0) / belief.sum(0)
+    def of(self, images: list[int]) -> Answers:
+        """The answers about some of the pictures."""
+        return Answers(self.noise, self.target[:, images], self.tuned[:, images])
 
 
 def levels_of(schedule: Schedule) -> list[int]:
