@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -145,8 +146,8 @@ def distance(edited: Tensor, picture: Tensor) -> Tensor:
 def choose(scores: Tensor, distances: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     """Which candidate each image takes, ``[B]``, and whether it is good, ``[B]`` bool.
 
-    Good is a score of at least ``1 - LENIENCE * keep``. Of the good ones the least distant is taken; where none is good, the one
-    of the best score. scores, distances: ``[K,B]``, NaN where an image has no such candidate.
+    Good is a score of at least ``1 - LENIENCE * keep``. Of the good ones the least distant is taken; where none is
+    good, the one of the best score. scores, distances: ``[K,B]``, NaN where an image has no such candidate.
     """
     there = ~scores.isnan()
     good = there & (scores >= 1 - LENIENCE * keep)
@@ -183,7 +184,7 @@ def auto_edit(
         of the candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change at all.
     regroup: let images that are done leave the batch; False where the model carries something that belongs to image
         positions.
-    on_step: reports the first candidate of each round.
+    on_step: reports the candidates side by side, those of earlier rounds as they became.
     Raises ValueError for a misfit, for a target text that is the picture's own, and for an effort outside 1..4,
     NotFinite.
     """
@@ -211,7 +212,8 @@ def auto_edit(
             break
         among = waiting if regroup else everyone
         taken = [among.index(b) for b in waiting]
-        for number, edited in zip(group, run.sample(group, among, may_change, at_odds)):
+        earlier = list(candidates[: group[0], among])
+        for number, edited in zip(group, run.sample(group, among, may_change, at_odds, earlier)):
             answers = run.ask(edited, among)
             picture = trajectory.pivots[-1][among]
             candidates[number, waiting] = edited[taken]
@@ -247,8 +249,13 @@ class _Run:
         """Ask about clean latents ``[A,C,h,w]`` of the images."""
         return ask(self.predict, self.trajectory.schedule, self.embeddings.rows(list(images)), pictures, self.seed)
 
-    def sample(self, group: list[int], images: list[int], may_change: Tensor, at_odds: Tensor) -> list[Tensor]:
-        """The candidates of a group side by side, of some images: ``[A,C,h,w]`` each, VP form."""
+    def sample(
+        self, group: list[int], images: list[int], may_change: Tensor, at_odds: Tensor, earlier: list[Tensor]
+    ) -> list[Tensor]:
+        """The candidates of a group side by side, of some images: ``[A,C,h,w]`` each, VP form.
+
+        earlier: candidates of these images that are shown beside them.
+        """
         trajectory, embeddings = self.trajectory.rows(images), self.embeddings.rows(images)
         steps = trajectory.schedule.steps
         region = Region(may_change[images])
@@ -267,6 +274,11 @@ class _Run:
             range(steps),
             looks_too=True,
             guided_steps=int(GUIDED * steps + 0.5),
-            on_step=self.on_step,
+            on_step=None if self.on_step is None else partial(self._show, earlier),
         )
         return [edits.results()[0] for edits in done]
+
+    def _show(self, earlier: list[Tensor], i: int, clean: Tensor, latents: Tensor) -> None:
+        """Report a step with earlier candidates to the left."""
+        assert self.on_step is not None
+        self.on_step(i, torch.cat([*earlier, clean], -1), torch.cat([*earlier, latents], -1))

@@ -96,7 +96,7 @@ def advance(
 
     looks_too: the unconditional pass takes the looks as well, of the reconstruction's conditional row: no row more.
     guided_steps: from this step on the target text alone predicts, without an unconditional pass.
-    on_step: reports the first edit. watch: see :data:`Watch`. Raises NotFinite.
+    on_step: reports the edits side by side, from left to right. watch: see :data:`Watch`. Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
     many = [edits.to(device) for edits in many]
@@ -134,7 +134,8 @@ def advance(
                 moved.keep_outside(many[process.entry].region, place, i, trajectory)
         many = [moved.of(number, edits, plan) for number, edits in enumerate(many)]
         if on_step is not None:
-            on_step(i, moved.clean[0], moved.latents[0])
+            edits = sum(process.role == EDIT for process in plan.processes)
+            on_step(i, torch.cat(moved.clean[:edits], -1), torch.cat(moved.latents[:edits], -1))
     return many
 
 

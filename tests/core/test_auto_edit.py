@@ -131,6 +131,24 @@ class TestAutoEdit:
         assert torch.equal(first.edit, again.edit)
         assert not torch.equal(first.scores[:2], other.scores[:2])
 
+    def test_candidates_are_shown_side_by_side_and_earlier_ones_beside_later(self):
+        trajectory, embeddings = inversion((1.0, 1.0))
+        shown = []
+        found = auto_edit(
+            AnyNetwork(),
+            trajectory.rows([0]),
+            embeddings.rows([0]),
+            guidance_scale=W,
+            effort=3,
+            keep=-9.0,  # none is good enough
+            on_step=lambda i, clean, latents: shown.append((i, clean, latents)),
+        )
+        width = trajectory.pivots.shape[-1]
+        assert [i for i, *_ in shown] == [*range(STEPS), *range(STEPS)]
+        assert [clean.shape[-1] // width for _, clean, _ in shown] == [2] * STEPS + [3] * STEPS
+        _, _, last = shown[-1]
+        assert torch.equal(last, torch.cat(list(found.candidates), -1))
+
     def test_a_mask_of_zero_gives_the_picture_exactly(self):
         trajectory, embeddings = inversion((1.0, 1.0))
         nothing = torch.zeros(1, 1, 3, 4, dtype=torch.float64)

@@ -207,6 +207,18 @@ def test_weights_without_their_metadata_are_refused(broken):
         model.load(path.with_name("none.safetensors"))
 
 
+@pytest.fixture(scope="module")
+def untrained(world):
+    """The world's model with the weights of every layer shuffled: what a test of editing must fail on."""
+    model = reloaded(world.model)
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(0)
+        for weight in model.model.diffusion_model.parameters():
+            order = torch.randperm(weight.numel(), generator=generator)
+            weight.copy_(weight.flatten()[order].view(weight.shape))
+    return model
+
+
 class TestEdits:
     """On drawn scenes whose ideal result can be drawn too. Means over several scenes, with margin to the measured."""
 
@@ -249,17 +261,6 @@ class TestEdits:
             )
 
         return call
-
-    @pytest.fixture(scope="class")
-    def untrained(self, world):
-        """The world's model with the weights of every layer shuffled: what a test of editing must fail on."""
-        model = reloaded(world.model)
-        with torch.inference_mode():
-            generator = torch.Generator().manual_seed(0)
-            for weight in model.model.diffusion_model.parameters():
-                order = torch.randperm(weight.numel(), generator=generator)
-                weight.copy_(weight.flatten()[order].view(weight.shape))
-        return model
 
     @staticmethod
     def mean(values):
@@ -320,6 +321,56 @@ class TestEdits:
         for runs in (colours, poses):
             done, outside = self.mean(r.done for r in runs), self.mean(r.outside for r in runs)
             assert not (done > 0.5 and outside > 20)
+
+
+class TestAutoEdit:
+    """One press, no dial, and a text that says only what is in the picture and what is new."""
+
+    CHANGES = [
+        (1, {"pose": "sitting"}, "a {animal} sitting"),
+        (12, {"pose": "sitting"}, "a {animal} sitting"),
+        (14, {"pose": "lying"}, "a {animal} lying"),
+        (8, {"colour": "pink"}, "a pink {animal}"),
+        (12, {"colour": "red"}, "a red {animal}"),
+        (14, {"colour": "pink"}, "a pink {animal}"),
+    ]
+
+    @pytest.fixture(scope="class")
+    def edit(self, pack, world):
+        """Auto Edit of a scene by a short text, measured as above."""
+        nodes = {name.removeprefix("Baret"): node.execute for name, node in pack.nodes.items()}
+
+        def call(seed, change, text, model=None):
+            model = model or world.model
+            with torch.inference_mode():
+                source, caption, mask = nodes["WorldScene"](seed).args
+                target, _, target_mask = nodes["WorldScene"](seed, **change).args
+                text = text.format(animal="dog" if "dog" in caption else "cat")
+                positive, negative, latent = world.encode(text), world.encode(""), world.latent(source)
+                trajectory, embeddings, _ = nodes["TTISInversion"](
+                    model, positive, negative, latent, steps=20, cfg=7.5
+                ).args
+                edited, _, _, report = nodes["AutoEdit"](model, trajectory, embeddings, seed=0).args
+            codec, ideal = world.decode(latent), world.decode(world.latent(target))
+            either = torch.maximum(mask, target_mask)
+            edited = world.decode(edited)
+            return SimpleNamespace(
+                done=done_of(edited, codec, ideal, either),
+                outside=psnr(edited, codec, 1 - either),
+                obeyed="NONE OBEYS" not in report,
+            )
+
+        return call
+
+    def test_changes_what_the_text_says_and_keeps_the_rest(self, edit):
+        runs = [edit(*change) for change in self.CHANGES]
+        done, outside = ([getattr(run, name) for run in runs] for name in ("done", "outside"))
+        assert sum(done) / len(done) > 0.6, done
+        assert sum(outside) / len(outside) > 24, outside
+
+    def test_not_on_an_untrained_model(self, edit, untrained):
+        run = edit(*self.CHANGES[0], model=untrained)
+        assert not (run.done > 0.5 and run.outside > 20), run
 
 
 CAPTION = object()
