@@ -234,17 +234,16 @@ METHODS = (
     "Auto Edit",
     "Auto Edit, other noise",
     "BARET",
-    "BARET with auto_mask",
     "plain sampling",
     "SDEdit",
     "SDEdit, other noise",
     "MasaCtrl",
     "prompt-to-prompt",
 )
-MARKERS = "*Ps^vDdXo"
+MARKERS = "*Ps^vdXo"
 TITLES = {"adding": "adding a thing", "two": "two changes"}
 SHORT = {"eta_start": "eta", "start_step": "step", "first_block": "block", "cross_share": "cross", "self_share": "self"}
-UNSAID = ("eta_end", "auto_mask", "seed")  # settings that the tables leave out
+UNSAID = ("eta_end", "seed")  # settings that the tables leave out
 
 
 def settings_of(result: dict) -> str:
@@ -254,20 +253,29 @@ def settings_of(result: dict) -> str:
 
 
 def measured(results: Results, group: str, form: str, task: str) -> dict[str, str]:
-    """The methods that were measured on a task, each with the name of its result. group: fixed or best."""
-    names = {method: f"{group}-{form}-{task}-{method}" for method in METHODS}
-    return {method: name for method, name in names.items() if name in results.all}
+    """The methods that were measured on a task, each with the name of its result.
+
+    group: fixed, or best, which is fixed where no other setting was better.
+    """
+    found = {}
+    for method in METHODS:
+        for name in (f"{group}-{form}-{task}-{method}", f"fixed-{form}-{task}-{method}"):
+            if name in results.all:
+                found[method] = name
+                break
+    return found
 
 
 def overview(results: Results, group: str, form: str) -> str:
     """Methods by tasks: *all*, with its interval, and what is kept."""
     rows = []
+    by_task = [measured(results, group, form, task) for task in studies.TASKS]
     for method in METHODS:
-        names = {task: f"{group}-{form}-{task}-{method}" for task in studies.TASKS}
-        if not all(name in results.all for name in names.values()):
+        names = [found[method] for found in by_task if method in found]
+        if len(names) < len(by_task):
             continue
-        cells = [f"{results.show(name, 'all')}, {results.mean(name, 'psnr'):.1f} dB" for name in names.values()]
-        passes = [results.cost(name) for name in names.values()]
+        cells = [f"{results.show(name, 'all')}, {results.mean(name, 'psnr'):.1f} dB" for name in names]
+        passes = [results.cost(name) for name in names]
         rows.append([method, *cells, f"{mean_of(passes):.0f}"])
     titles = [TITLES.get(task, task) for task in studies.TASKS]
     return table(" | ".join(["method", *titles, "passes"]), rows)
