@@ -344,8 +344,11 @@ def judge_table(results: Results, other: Results) -> str:
 def _judged(results: Results, task: str) -> tuple[list[float], list[float], list[float]]:
     """Of all candidates the scores and whether they obey; and whether the edits that were called good obey."""
     scores, obeyed, called_good = [], [], []
-    for method in studies.AUTO_SEEDS:
-        result = results.all[f"fixed-short-{task}-{method}"]
+    measured_seeds = [f"fixed-short-{task}-{method}" for method in studies.AUTO_SEEDS]
+    for name in measured_seeds:
+        if name not in results.all:
+            continue
+        result = results.all[name]
         for row, truth in zip(result["scores"], result["obeyed"]):
             tried = [(score, right) for score, right in zip(row, truth) if score is not None]
             scores += [score for score, _ in tried]

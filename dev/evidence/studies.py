@@ -327,23 +327,23 @@ def converge(bench: Bench, name: str) -> None:
 
 
 AUTO_SEEDS = {"Auto Edit": 0, "Auto Edit, other noise": 1}
+PEERS = ("BARET", "plain sampling", "SDEdit", "MasaCtrl", "prompt-to-prompt")
 OTHER_NOISE = 2  # SDEdit's other seed
 
 
-def auto(bench: Bench, *cell: str) -> None:
-    """Auto Edit on one task, by two seeds where texts are short."""
-    task, form = cell
+def auto(bench: Bench, task: str, form: str, *names: str) -> None:
+    """Auto Edit on one task, by the seeds of these names."""
     inversion = ("ttis", {**default_inversion(bench.chosen), "cfg": CFG})
-    for name, seed in AUTO_SEEDS.items():
-        if seed == 0 or form == "short":
-            bench.auto_edit(f"fixed-{form}-{task}-{name}", (task, form), inversion, seed)
+    for name in names:
+        bench.auto_edit(f"fixed-{form}-{task}-{name}", (task, form), inversion, AUTO_SEEDS[name])
     bench.forget()
 
 
-def fixed(bench: Bench, *cell: str) -> None:
-    """The other methods on one task, each at one setting for all tasks: the published one, or the node's defaults."""
-    task, form = cell
+def fixed(bench: Bench, task: str, form: str, *names: str) -> None:
+    """These methods on one task, each at one setting for all tasks: the published one, or the node's defaults."""
     for name, tried in candidates(bench.chosen).items():
+        if name not in names:
+            continue
         method, inversion, settings = tried[0]
         bench.edit(f"fixed-{form}-{task}-{name}", method, (task, form), "score", inversion, **settings)
         if name == "SDEdit" and form == "short":
@@ -403,9 +403,10 @@ GROUPS = {
     "rates": [(train_judge,), (sweep_rates, "adam"), (sweep_rates, "null")],
     "tune": [(tune, *cell) for cell in CELLS],
     "score": [
-        *((fixed, *cell) for cell in CELLS),
+        *((auto, task, "short", *AUTO_SEEDS) for task in TASKS),
+        *((auto, task, "full", "Auto Edit") for task in TASKS),
+        *((fixed, *cell, *PEERS) for cell in CELLS),
         *((best, *cell) for cell in CELLS),
-        *((auto, *cell) for cell in CELLS),
         (converge, "null-text, caption"),
         (converge, "TTIS, Adam"),
         (dials,),
@@ -417,9 +418,12 @@ GROUPS = {
 """The groups of each stage."""
 OTHER_WORLD = {
     "rates": [(train_judge,)],
-    "score": [(study, task, "short") for study in (auto, fixed) for task in TASKS],
+    "score": [
+        *((auto, task, "short", "Auto Edit") for task in TASKS),
+        *((fixed, task, "short", "BARET", "plain sampling") for task in TASKS),
+    ],
 }
-"""What another world's model is asked: short texts, every method at its one setting."""
+"""What another world's model is asked: short texts, each method at its one setting."""
 
 
 def _mean(values: list[float]) -> float:
