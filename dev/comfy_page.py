@@ -129,7 +129,7 @@ def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 
 NODE = "title => app.graph.nodes.find(n => n.title === title)"
 
 OPENED = """
-    app.extensionManager.workflow.activeWorkflow.filename.split(' ')[0] === argument
+    app.extensionManager.workflow.activeWorkflow.filename.startsWith(argument)
     && app.graph.nodes.length && !app.graph.nodes[0].ofTheWorkflowBefore
 """
 """Whether a template is the workflow on the canvas: one that is opened again gets a number after its name."""
