@@ -14,9 +14,9 @@ from graph import Blueprint, Face, Input, Link, Node, Workflow, inputs_of, slot_
 GAP = 20  # between columns, and between what lies under each other
 TITLE_BAR = 30  # of a node; it lies above its position
 FOLDED_WIDTH, OPENED_WIDTH = 170, 210  # of a folded node: about its longest title, and what it has when it is opened
-GROUP_TITLE, GROUP_FONT = 44, 32
+GROUP_TITLE, GROUP_FONT = 36, 28
 TEXT_HEIGHT = 80  # of a text of several lines
-MOST_WIDTH, MOST_HEIGHT = 1330, 750
+MOST_WIDTH, MOST_HEIGHT = 1320, 736
 """What the frontend shows at 72 % in a window of 1280x720: it fits a template into three quarters of the window. Below
 that its titles are smaller than 10 pixels, and below 57 % it draws no text at all."""
 INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
@@ -26,10 +26,9 @@ PICTURE_ROOM = {
     "PreviewImage": 210,
     "SaveImage": 210,
     "MaskPreview": 180,
-    "BaretWorldScene": 22,
     "BaretInversionReport": 250,
-    "BaretEditSweep": 300,
-    "BaretAttentionMaps": 300,
+    "BaretEditSweep": 220,
+    "BaretAttentionMaps": 220,
 }
 """Height for the picture that a node shows."""
 
@@ -287,7 +286,7 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
     inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
     width = inner + GAP * (len(workflow.stages) - 1) * 2 - GAP
     head = _place_head(workflow, nodes, width)
-    top = head + GAP + GROUP_TITLE + TITLE_BAR
+    top = head + GAP // 2 + GROUP_TITLE + TITLE_BAR
     groups, x, lowest = [], 0, 0
     for stage in workflow.stages:
         left, bottom = x, top
@@ -349,7 +348,7 @@ def _note(id: int, text: str, width: int) -> dict:
         "id": id,
         "type": "MarkdownNote",
         "pos": [0, 0],
-        "size": [width, max(88, 34 + 25 * rows + 30 * (len(paragraphs) - 1))],
+        "size": [width, max(88, 20 + 25 * rows + 32 * (len(paragraphs) - 1))],
         "flags": {},
         "order": 0,
         "mode": 0,

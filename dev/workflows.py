@@ -50,7 +50,7 @@ WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose f
 # --- the parts that workflows share ---------------------------------------------------------------------------------
 
 WORLD_WORDS = """\
-It knows dog, cat; standing, sitting, lying, jumping; red, yellow, blue, purple, black, pink; meadow, beach, snow, \
+Words: dog, cat, standing, sitting, lying, jumping, red, yellow, blue, purple, black, pink, meadow, beach, snow, \
 wall, sea."""
 
 
@@ -117,10 +117,12 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
             strength_model=0.8,
             strength_clip=0.8,
         )
+        w.column(250)
     target = w.add("CLIPTextEncode", "Target text", clip=model["CLIP"], text=text)
     negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=model["CLIP"], text="")
-    w.column(250)
-    image = w.add("LoadImage", "Your picture", image=PICTURE)
+    if not lora:
+        w.column(250)
+    image = w.add("LoadImage", "Your picture", image=PICTURE, room=180)
     fitted = w.add("BaretFitPicture", folded=True, image=image["IMAGE"])
     latent = w.add("VAEEncode", folded=True, pixels=fitted["image"], vae=loader["VAE"])
     return Source(
@@ -203,11 +205,11 @@ def baret_edit() -> Workflow:
         "baret_edit",
         "01 Start here - BARET edit by words",
         f"""\
-1 WRITE what is in the picture and what is new: *a dog lying*, *a yellow dog*, *a dog on a beach*.
-2 PRESS RUN. 3 LOOK. Another *seed* is another picture.
+1 WRITE what is in the picture and what is new: *a dog lying*, *a yellow dog*. 2 PRESS RUN. 3 LOOK.
 
 {WORLD_WORDS}""",
     )
+    w.folded_columns = 2
     source = _world(w, SHORT_TEXT)
     app = _auto_edit(w, source, "edit")
     w.app = replace(app, inputs=[*app.inputs, (source.image.node, "seed")])
@@ -238,10 +240,10 @@ def _with_dials(w: Workflow, source: Source, name: str, rigid: bool) -> None:
     w.stage("3 Dials", 240)
     embeddings = None if rigid else _transition(w, source, ttis)
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, embeddings)
-    w.stage("4 Look", 480)
+    w.stage("4 Look", 430)
     edited = _decoded(w, source.vae, bam["edit"])
-    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=240)
-    w.add("PreviewImage", "Reconstruction", images=redrawn, room=130)
+    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=220)
+    w.add("PreviewImage", "Reconstruction", images=redrawn, room=120)
     _saved(w, source, edited, name, folded=True)
 
 
@@ -250,8 +252,7 @@ def baret_paper() -> Workflow:
         "baret_paper",
         "03 BARET paper - three nodes with dials",
         """\
-WRITE the whole scene as it should become. The new pose does not come: lower *eta_start*. Too much is lost: set \
-*auto_mask* to 0.01. The reconstruction is off: raise *iterations*.""",
+WRITE the whole scene as it should become. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
     )
     _with_dials(w, _world(w, SCENE_TEXT), "paper", rigid=False)
     return w
@@ -290,8 +291,8 @@ def baret_sweep() -> Workflow:
         "baret_sweep",
         "06 BARET sweep - pick from a grid",
         """\
-Each row is an *eta*, each column a *tau_sa*. Run, look, write the best cell's number into *Pick Edit*, run again.
-Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.2-0).""",
+Rows are *etas*, columns *tau_sa*. Write the best cell's number into *Pick Edit* and run again. Too much is lost: \
+add higher taus. Too little changes: lower etas.""",
     )
     source = _world(w, SCENE_TEXT)
     w.stage("2 Sweep", 560)
@@ -304,11 +305,10 @@ Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enou
         vae=source.vae,
         eta_ranges="1, 0.8-0.1, 0.4-0",
         tau_sa="0.1, 0.2, 0.3, 0.4",
-        room=130,
     )
-    w.stage("3 Pick", 330)
+    w.stage("3 Pick", 280)
     picked = w.add("BaretPickEdit", edits=sweep["edits"], number=12)
-    _saved(w, source, picked["image"], "sweep", "The picked one", room=200)
+    _saved(w, source, picked["image"], "sweep", "The picked one", room=150)
     return w
 
 
@@ -352,16 +352,11 @@ Heat over the picture for each word. The word of a new pose should be hot where 
 It is hot at the old place alone: lower *eta_start*. A word that should stay moves: raise *eta_start* or *tau_sa*.""",
     )
     source = _world(w, SCENE_TEXT, shared_text=True)
-    w.stage("2 Invert, blend", 270)
+    w.stage("2 Words, blend", 250)
     ttis = _invert(w, source, folded=True)
+    words = w.add("PrimitiveString", "Words to look for", value="dog, lying, snow, tree")
     transition = _transition(w, source, ttis)
-    w.add(
-        "BaretInversionReport",
-        trajectory=ttis["trajectory"],
-        embeddings=ttis["embeddings"],
-        room=180,
-    )
-    w.stage("3 Words", 270)
+    w.stage("3 Look", 380)
     maps = _edit(
         w,
         "BaretAttentionMaps",
@@ -371,11 +366,15 @@ It is hot at the old place alone: lower *eta_start*. A word that should stay mov
         clip=source.clip,
         vae=source.vae,
         text=source.target["STRING"],
-        words="dog, lying, snow, tree",
-        room=0,
+        words=words["STRING"],
+        folded=True,
     )
-    w.stage("4 Look", 300)
-    w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps", room=260)
+    report = w.add(
+        "BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"]
+    )
+    w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps", room=330)
+    w.column(250)
+    w.add("PreviewImage", "How the inversion went", images=report["report"], room=230)
     return w
 
 
@@ -459,8 +458,7 @@ def baret_compare() -> Workflow:
         "baret_compare",
         "09 BARET compare - six methods",
         """\
-One picture and one text through six methods. Which keeps the picture, and which obeys the text?
-Change the text or the *seed* and run again. Every small box is a node: its dot opens it.""",
+One picture, one text, six methods. Another text or *seed*: run again.""",
     )
     source = _world(w, SCENE_TEXT, shared_text=True)
     scene, steps = source.image.node, WORLD_INVERSION["steps"]
@@ -516,7 +514,7 @@ Change the text or the *seed* and run again. Every small box is a node: its dot 
     }
     pictures = {"the picture": source.image}
     pictures |= {name: _decoded(w, source.vae, edit) for name, edit in edits.items()}
-    w.folded_columns = 4
+    w.folded_columns = 5
     w.stage("2 Look", 900)
     grid = _side_by_side(w, "All methods", pictures, 4, room=280)
     w.add("SaveImage", "Save all", folded=True, images=grid.inputs["images"], filename_prefix="baret/compare")
@@ -583,6 +581,35 @@ WORKFLOWS = (
     baret_stock_sampler,
     baret_lora_controlnet,
 )
+
+
+# --- examples in the form for programs, on other models and pictures --------------------------------------------------
+
+
+def _only(prompt: dict, class_type: str) -> str:
+    """The id of the one node of a class."""
+    (id,) = (id for id, node in prompt.items() if node["class_type"] == class_type)
+    return id
+
+
+def picture_of(prompt: dict) -> str:
+    """The id of the node whose first output is the picture of an example on the drawn world."""
+    return _only(prompt, "BaretWorldScene")
+
+
+def use_checkpoint(prompt: dict, name: str) -> None:
+    """Put a checkpoint in place of the drawn world: both loaders give model, clip and vae in this order."""
+    prompt[_only(prompt, "BaretWorldLoader")].update(class_type="CheckpointLoaderSimple", inputs={"ckpt_name": name})
+    for node in prompt.values():
+        if node["class_type"] == "ImageScaleBy":
+            node["inputs"]["scale_by"] = 1.0  # a photo is large enough to be looked at
+
+
+def use_picture(prompt: dict, name: str, side: int) -> None:
+    """Put an uploaded picture in place of the drawn scene, at most of the area of a square of ``side`` pixels."""
+    prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": name}, "_meta": {"title": "Your picture"}}
+    inputs = {"image": ["picture", 0], "megapixels": side**2 / 1024**2}
+    prompt[picture_of(prompt)].update(class_type="BaretFitPicture", inputs=inputs, _meta={"title": "Fit Picture"})
 
 
 def files(info: dict) -> dict[Path, str]:

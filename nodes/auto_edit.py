@@ -23,7 +23,7 @@ class BaretAutoEdit(io.ComfyNode):
             category=CATEGORY,
             description="Edits by a text that says only what is in the picture and what is new, with no dial to set: "
             "tries a few edits side by side, and the model itself picks the one that obeys and changes least.",
-            search_aliases=[*SEARCH_ALIASES, "photo", "pose", "change", "automatic"],
+            search_aliases=[*SEARCH_ALIASES, "automatic"],
             inputs=[
                 *inputs.edit_sockets(),
                 inputs.seed("Which fresh noise the candidates try. Another seed is another try."),

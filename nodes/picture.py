@@ -19,13 +19,13 @@ class BaretFitPicture(io.ComfyNode):
             category=CATEGORY,
             description="Brings a photo to the size that the model knows best, keeping its proportions. "
             "A smaller picture stays as it is: nothing is enlarged.",
-            search_aliases=[*SEARCH_ALIASES, "photo", "resize", "scale"],
+            search_aliases=[*SEARCH_ALIASES, "resize", "scale"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture to edit, of any size and proportions."),
                 io.Float.Input(
                     "megapixels",
                     default=0.25,
-                    min=0.01,
+                    min=0.001,
                     max=16.0,
                     step=0.05,
                     round=0.001,
