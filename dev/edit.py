@@ -150,7 +150,7 @@ def fill_in(options: argparse.Namespace, image: str | None) -> dict:
     """The example workflow with the options in it. image: the name of the uploaded picture."""
     prompt = json.loads((DIALS if options.dials else NO_DIALS).read_text(encoding="utf-8"))
     by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
-    picture = workflows.picture_of(prompt)
+    workflows.show_picture(prompt)
     if options.checkpoint:
         workflows.use_checkpoint(prompt, options.checkpoint.name)
         _set(by_type, {name: value for name, value in PHOTO_DIALS.items() if options.dials or name == "steps"})
@@ -161,11 +161,6 @@ def fill_in(options: argparse.Namespace, image: str | None) -> dict:
     for name, text in (("positive", options.text), ("negative", options.negative)):
         if text is not None:
             prompt[ttis[name][0]]["inputs"]["text"] = text
-    prompt["before"] = {
-        "class_type": "PreviewImage",
-        "inputs": {"images": [picture, 0]},
-        "_meta": {"title": "Before"},
-    }
     return prompt
 
 

@@ -597,6 +597,12 @@ def picture_of(prompt: dict) -> str:
     return _only(prompt, "BaretWorldScene")
 
 
+def show_picture(prompt: dict, title: str = "Before") -> None:
+    """Show the picture that is edited as well."""
+    inputs = {"images": [picture_of(prompt), 0]}
+    prompt["before"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": title}}
+
+
 def use_checkpoint(prompt: dict, name: str) -> None:
     """Put a checkpoint in place of the drawn world: both loaders give model, clip and vae in this order."""
     prompt[_only(prompt, "BaretWorldLoader")].update(class_type="CheckpointLoaderSimple", inputs={"ckpt_name": name})
