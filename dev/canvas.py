@@ -55,15 +55,18 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     links: list[list] = []
     for node in workflow.nodes():
         nodes[node.id] = _node(node, info)
-        # A widget has a socket only where something is linked to it.
-        sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or node.linked(entry.name)]
+        labels = _labels(workflow, node)
+        # A widget has a socket only where something is linked to it, or where it has a label of its own.
+        shown = labels.keys() | {name for name in node.inputs if node.linked(name)}
+        sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or entry.name in shown]
         for slot, entry in enumerate(sockets):
             given, number = node.inputs.get(entry.name), None
-            if given is not None:
+            if isinstance(given, Link):
                 number, source = len(links) + 1, slot_of(given, info)
                 links.append([number, given.node.id, source, node.id, slot, entry.type])
                 nodes[given.node.id]["outputs"][source]["links"].append(number)
-            nodes[node.id]["inputs"].append(_socket(entry, number))
+            label = {"label": labels[entry.name]} if entry.name in labels else {}
+            nodes[node.id]["inputs"].append(_socket(entry, number) | label)
     groups = _place(workflow, nodes)
     return {
         "id": _uuid(f"comfyui-baret/{workflow.name}"),
@@ -84,8 +87,14 @@ def _app(workflow: Workflow) -> dict:
     app = workflow.app
     if app is None:
         return {}
-    inputs = [[node.id, widget] for node, widget in app.inputs]
-    return {"linearMode": app.opens, "linearData": {"inputs": inputs, "outputs": [node.id for node in app.outputs]}}
+    inputs = [[node.id, widget] for node, widget, _ in app.inputs]
+    return {"linearMode": False, "linearData": {"inputs": inputs, "outputs": [node.id for node in app.outputs]}}
+
+
+def _labels(workflow: Workflow, node: Node) -> dict[str, str]:
+    """What a node's widgets are called, where the page without a canvas calls them otherwise."""
+    asked = workflow.app.inputs if workflow.app else []
+    return {widget: label for owner, widget, label in asked if owner is node}
 
 
 # --- a subgraph -----------------------------------------------------------------------------------------------------

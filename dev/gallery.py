@@ -145,9 +145,9 @@ def main() -> None:
     OUT.parent.mkdir(exist_ok=True)
     with comfy_server.running(host, threads=1) as client:
         strips(client).save(OUT)
-        for build in workflows.WORKFLOWS:
-            small = thumbnail(client, build.__name__)
-            small.save(workflows.FOLDER / f"{build().title}.jpg", quality=88)
+        for name, title in workflows.TITLES.items():
+            small = thumbnail(client, name)
+            small.save(workflows.FOLDER / f"{title}.jpg", quality=88)
         for name, data in looks(client).items():
             opened(data).save(HELP / f"{name}.png", optimize=True)
     print(OUT, *sorted([*workflows.FOLDER.glob("*.jpg"), *HELP.glob("*.png")]), sep="\n")

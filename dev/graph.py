@@ -67,14 +67,10 @@ class Stage:
 
 @dataclass
 class App:
-    """What the page for those who want no canvas shows: (node, widget) to fill in, and nodes whose pictures it shows.
+    """What the page without a canvas shows: (node, widget, label) to fill in, and nodes whose pictures it shows."""
 
-    opens: whether the workflow opens as that page.
-    """
-
-    inputs: list[tuple[Node, str]]
+    inputs: list[tuple[Node, str, str]]
     outputs: list[Node]
-    opens: bool = False
 
 
 @dataclass

@@ -43,7 +43,8 @@ PICTURE = PICTURE_FILE.name
 SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
-SHORT_TEXT = "a dog lying"  # what is in the picture, and what is new
+SHORT_TEXT = "a dog lying"
+WHAT_TO_WRITE = "What is in the picture, and what is new"
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 
@@ -197,7 +198,7 @@ def _auto_edit(
     edited = _decoded(w, source.vae, auto["edit"])
     both = _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=width * 3 // 5)
     saved = _saved(w, source, edited, name, folded=True)
-    return App([(source.target, "text")], [both, saved, auto])
+    return App([(source.target, "text", WHAT_TO_WRITE)], [both, saved])
 
 
 def baret_edit() -> Workflow:
@@ -212,7 +213,7 @@ def baret_edit() -> Workflow:
     w.folded_columns = 2
     source = _world(w, SHORT_TEXT)
     app = _auto_edit(w, source, "edit")
-    w.app = replace(app, inputs=[*app.inputs, (source.image.node, "seed")])
+    w.app = replace(app, inputs=[*app.inputs, (source.image.node, "seed", "Which picture")])
     return w
 
 
@@ -228,7 +229,8 @@ To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint
     source = _photo(w, "a dog jumping")
     picture = source.image.node.inputs["image"].node
     app = _auto_edit(w, source, "photo", picture["MASK"], width=360)
-    w.app = replace(app, inputs=[(picture, "image"), *app.inputs, (source.vae.node, "ckpt_name")])
+    loader = source.vae.node
+    w.app = replace(app, inputs=[(loader, "ckpt_name", "Model"), (picture, "image", "Your photo"), *app.inputs])
     return w
 
 
@@ -581,6 +583,7 @@ WORKFLOWS = (
     baret_stock_sampler,
     baret_lora_controlnet,
 )
+TITLES = {build.__name__: build().title for build in WORKFLOWS}
 
 
 # --- examples in the form for programs, on other models and pictures --------------------------------------------------

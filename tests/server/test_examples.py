@@ -9,8 +9,8 @@ import pytest
 import workflows
 from PIL import Image
 
-NAMES = [build.__name__ for build in workflows.WORKFLOWS]
-TITLES = {build.__name__: build().title for build in workflows.WORKFLOWS}
+TITLES = workflows.TITLES
+NAMES = list(TITLES)
 
 
 @pytest.mark.parametrize("name", NAMES)
