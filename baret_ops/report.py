@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .values import Embeddings, Trajectory, require_match
 
+REDRAWN, ANOTHER = 20.0, 10.0
+"""Decibels from which on a latent is its picture redrawn well, and below which it is another picture."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
@@ -21,10 +24,41 @@ class Reconstruction:
 
 def reconstruction_error(trajectory: Trajectory) -> Reconstruction:
     """The last reconstructed latent against the image's own."""
-    picture, redrawn = (each[-1].cpu().double() for each in (trajectory.pivots, trajectory.latents))
-    square = (redrawn - picture).square()
-    decibels = 10 * torch.log10(picture.square().flatten(1).mean(1) / square.flatten(1).mean(1))
-    return Reconstruction(square.mean(1).sqrt().float(), decibels.float())
+    picture, redrawn = trajectory.pivots[-1], trajectory.latents[-1]
+    return Reconstruction(
+        (redrawn - picture).cpu().double().square().mean(1).sqrt().float(), likeness(redrawn, picture)
+    )
+
+
+def likeness(latents: Tensor, picture: Tensor) -> Tensor:
+    """Decibels ``[B]`` by which the pictures' latents ``[B,C,h,w]`` outweigh what others differ from them."""
+    latents, picture = latents.cpu().double(), picture.cpu().double()
+    square = (latents - picture).square().flatten(1).mean(1)
+    return (10 * torch.log10(picture.square().flatten(1).mean(1) / square)).float()
+
+
+def inversion_in_short(trajectory: Trajectory) -> str:
+    """How well each picture is redrawn, in a line."""
+    return "\n".join(_redrawn(float(decibels)) for decibels in reconstruction_error(trajectory).decibels)
+
+
+def _redrawn(decibels: float) -> str:
+    if decibels >= REDRAWN:
+        return f"Reconstruction {decibels:.0f} dB: good."
+    if decibels >= ANOTHER:
+        return f"Reconstruction {decibels:.0f} dB: fair. More iterations bring it closer."
+    return f"Reconstruction {decibels:.0f} dB: poor, another picture. Raise iterations, or lower cfg."
+
+
+def edit_in_short(edited: Tensor, trajectory: Trajectory) -> str:
+    """Whether each edit ``[B,C,h,w]`` differs from its picture, in a line."""
+    return "\n".join(_differs(float(decibels)) for decibels in likeness(edited, trajectory.pivots[-1]))
+
+
+def _differs(decibels: float) -> str:
+    if decibels >= REDRAWN:
+        return f"The edit hardly differs from the picture ({decibels:.0f} dB): lower eta_start, then tau_ca."
+    return f"The edit differs from the picture ({decibels:.0f} dB)."
 
 
 def inversion_text(trajectory: Trajectory, embeddings: Embeddings) -> str:

@@ -6,39 +6,31 @@ that the files hold what the frontend itself would save.
 
 from __future__ import annotations
 
-import re
 import uuid
 from dataclasses import dataclass, field
 
-from graph import Blueprint, Face, Input, Link, Node, Stage, Workflow, inputs_of, slot_of
+from graph import Blueprint, Face, Input, Link, Node, Workflow, inputs_of, slot_of
 
-COLUMN, GAP, TITLE = 300, 20, 70
+GAP = 20  # between columns, and between what lies under each other
+TITLE_BAR = 30  # of a node; it lies above its position
+FOLDED_WIDTH, OPENED_WIDTH = 170, 210  # of a folded node: about its longest title, and what it has when it is opened
+GROUP_TITLE, GROUP_FONT = 36, 28
+TEXT_HEIGHT = 80  # of a text of several lines
+MOST_WIDTH, MOST_HEIGHT = 1320, 736
+"""What the frontend shows at 72 % in a window of 1280x720: it fits a template into three quarters of the window. Below
+that its titles are smaller than 10 pixels, and below 57 % it draws no text at all."""
 INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
 
 PICTURE_ROOM = {
-    "LoadImage": 300,
+    "LoadImage": 200,
     "PreviewImage": 210,
     "SaveImage": 210,
-    "MaskPreview": 210,
-    "BaretLabelledGrid": 210,
+    "MaskPreview": 180,
     "BaretInversionReport": 250,
-    "BaretEditSweep": 300,
-    "BaretAttentionMaps": 300,
+    "BaretEditSweep": 220,
+    "BaretAttentionMaps": 220,
 }
 """Height for the picture that a node shows."""
-
-LIVE = (
-    "BaretTTISInversion",
-    "BaretNullTextInversion",
-    "BaretInversion",
-    "BaretBAMEdit",
-    "BaretAutoEdit",
-    "BaretPromptToPromptEdit",
-    "BaretMasaCtrlEdit",
-    "KSampler",
-)
-"""Nodes that show what they work on while they run, and the height for it."""
-LIVE_ROOM = 250
 
 
 def api_form(workflow: Workflow, info: dict) -> dict:
@@ -63,15 +55,18 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     links: list[list] = []
     for node in workflow.nodes():
         nodes[node.id] = _node(node, info)
-        # A widget has a socket only where something is linked to it.
-        sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or node.linked(entry.name)]
+        labels = _labels(workflow, node)
+        # A widget has a socket only where something is linked to it, or where it has a label of its own.
+        shown = labels.keys() | {name for name in node.inputs if node.linked(name)}
+        sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or entry.name in shown]
         for slot, entry in enumerate(sockets):
             given, number = node.inputs.get(entry.name), None
-            if given is not None:
+            if isinstance(given, Link):
                 number, source = len(links) + 1, slot_of(given, info)
                 links.append([number, given.node.id, source, node.id, slot, entry.type])
                 nodes[given.node.id]["outputs"][source]["links"].append(number)
-            nodes[node.id]["inputs"].append(_socket(entry, number))
+            label = {"label": labels[entry.name]} if entry.name in labels else {}
+            nodes[node.id]["inputs"].append(_socket(entry, number) | label)
     groups = _place(workflow, nodes)
     return {
         "id": _uuid(f"comfyui-baret/{workflow.name}"),
@@ -82,9 +77,24 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
         "links": links,
         "groups": groups,
         "config": {},
-        "extra": {"ds": {"scale": 0.6, "offset": [140, 110]}},
+        "extra": {"ds": {"scale": 0.72, "offset": [120, 150]}, **_app(workflow)},
         "version": 0.4,
     }
+
+
+def _app(workflow: Workflow) -> dict:
+    """The layout of the page without a canvas."""
+    app = workflow.app
+    if app is None:
+        return {}
+    inputs = [[node.id, widget] for node, widget, _ in app.inputs]
+    return {"linearMode": False, "linearData": {"inputs": inputs, "outputs": [node.id for node in app.outputs]}}
+
+
+def _labels(workflow: Workflow, node: Node) -> dict[str, str]:
+    """What a node's widgets are called, where the page without a canvas calls them otherwise."""
+    asked = workflow.app.inputs if workflow.app else []
+    return {widget: label for owner, widget, label in asked if owner is node}
 
 
 # --- a subgraph -----------------------------------------------------------------------------------------------------
@@ -103,7 +113,7 @@ class _Side:
 def blueprint_form(blueprint: Blueprint, info: dict) -> dict:
     """A subgraph as the frontend publishes it: one node whose inside is the workflow, with its Faces outside."""
     workflow = blueprint.workflow
-    key = _uuid(f"comfyui-baret/subgraph/{workflow.name}")
+    key = _uuid(f"comfyui-baret/subgraph/{workflow.title}")
     nodes, links, faces, outputs = _inside(blueprint, info)
     groups = _place(workflow, nodes)
     right = max(group["bounding"][0] + group["bounding"][2] for group in groups)
@@ -112,7 +122,7 @@ def blueprint_form(blueprint: Blueprint, info: dict) -> dict:
         "version": 1,
         "revision": 0,
         "config": {},
-        "name": workflow.name,
+        "name": workflow.title,
         "description": blueprint.description,
         "category": "BARET",
         "state": {"lastGroupId": len(groups), "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
@@ -136,7 +146,7 @@ def blueprint_form(blueprint: Blueprint, info: dict) -> dict:
         "revision": 0,
         "last_node_id": 1,
         "last_link_id": 0,
-        "nodes": [_outside(workflow.name, key, faces, outputs)],
+        "nodes": [_outside(workflow.title, key, faces, outputs)],
         "links": [],
         "version": 0.4,
         "definitions": {"subgraphs": [subgraph]},
@@ -198,7 +208,7 @@ def _outside(name: str, key: str, faces: list[_Side], outputs: list[_Side]) -> d
         "id": 1,
         "type": key,
         "pos": [0, 0],
-        "size": [COLUMN, 60 + 26 * len(faces)],
+        "size": [300, 60 + 26 * len(faces)],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -217,11 +227,9 @@ def _node(node: Node, info: dict) -> dict:
     """A node with its widgets and outputs, without a place and without inputs."""
     described, entries = info[node.type], inputs_of(node, info)
     widgets = [entry for entry in entries if entry.is_widget]
-    values, height = _widgets(widgets, node)
-    height += 24 * max(len(entries) - len(widgets), len(described["output"])) + 16
-    height += PICTURE_ROOM.get(node.type, 0)
-    if node.type in LIVE:
-        height += LIVE_ROOM
+    height = max(_classic_height(widgets), _nodes_2_height(widgets))
+    height += 20 * max(len(entries) - len(widgets), len(described["output"]))
+    height += PICTURE_ROOM.get(node.type, 0) if node.room is None else node.room
     ours = described["python_module"].startswith("custom_nodes")
     properties = {"Node name for S&R": node.type, "cnr_id": "comfyui-baret" if ours else "comfy-core"}
     if node.download:
@@ -231,31 +239,43 @@ def _node(node: Node, info: dict) -> dict:
         "id": node.id,
         "type": node.type,
         "pos": [],
-        "size": [COLUMN, height],
-        "flags": {},
+        "size": [0, height],
+        "flags": {"collapsed": True} if node.folded else {},
         "order": 0,
         "mode": 0,
         "inputs": [],
         "outputs": [{"name": name, "type": type, "links": []} for name, type in outputs],
         **({"title": node.title} if node.title else {}),
         "properties": properties,
-        "widgets_values": values,
+        "widgets_values": _values(widgets, node),
     }
 
 
-def _widgets(entries: list[Input], node: Node) -> tuple[list, int]:
-    """What a node's widgets show, and the height they take."""
-    values, height = [], 0
+def _values(entries: list[Input], node: Node) -> list:
+    """What a node's widgets show."""
+    values = []
     for entry in entries:
         values.append(entry.value(node))
-        height += 120 if entry.options.get("multiline") else 26
         if entry.options.get("image_upload"):
             values.append("image")  # the upload button is a widget of its own
-            height += 26
         if entry.options.get("control_after_generate"):
             values.append("fixed")  # so is what happens to a seed after a run
-            height += 26
-    return values, height
+    return values
+
+
+def _classic_height(entries: list[Input]) -> int:
+    """What a node's widgets take on the classic canvas, with the node's edges."""
+    rows = sum(1 + bool(e.options.get("image_upload")) + bool(e.options.get("control_after_generate")) for e in entries)
+    texts = sum(bool(entry.options.get("multiline")) for entry in entries)
+    return 24 * (rows - texts) + TEXT_HEIGHT * texts + 14
+
+
+def _nodes_2_height(entries: list[Input]) -> int:
+    """The same in Nodes 2.0, where advanced widgets are behind a button and the pack's name stands at the foot."""
+    shown = [entry for entry in entries if not entry.options.get("advanced")]
+    texts = sum(bool(entry.options.get("multiline")) for entry in shown)
+    button = 24 if len(shown) < len(entries) else 0
+    return 28 * (len(shown) - texts) + TEXT_HEIGHT * texts + 38 + button
 
 
 def _socket(entry: Input, link: int | None) -> dict:
@@ -268,54 +288,84 @@ def _socket(entry: Input, link: int | None) -> dict:
 
 
 def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
-    """Give every node its place and order, add the notes to `nodes` and return the groups."""
-    groups = []
-    x = 0
+    """Give every node its place and order, add the note to `nodes` and return the groups.
+
+    Raises ValueError where that is larger than can be read as it opens.
+    """
+    inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
+    width = inner + GAP * (len(workflow.stages) - 1) * 2 - GAP
+    head = _place_head(workflow, nodes, width)
+    top = head + GAP // 2 + GROUP_TITLE + TITLE_BAR
+    groups, x, lowest = [], 0, 0
     for stage in workflow.stages:
-        width = len(stage.columns) * (COLUMN + GAP) - GAP
-        note = _note(len(nodes) + 1, stage, width)
-        nodes[note["id"]] = note
-        note["pos"] = [x + GAP, TITLE]
-        top = bottom = TITLE + note["size"][1] + 2 * GAP  # a node's title bar lies above its position
-        for number, column in enumerate(stage.columns):
+        left, bottom = x, top
+        for column in stage.columns:
             y = top
-            for node in column:
-                nodes[node.id]["pos"] = [x + GAP + number * (COLUMN + GAP), y]
-                y += nodes[node.id]["size"][1] + 2 * GAP
-            bottom = max(bottom, y)
-        groups.append(
-            {
-                "id": len(groups) + 1,
-                "title": stage.title,
-                "bounding": [x, 0, width + 2 * GAP, bottom - GAP],
-                "color": "#3f789e",
-                "font_size": 24,
-                "flags": {},
-            }
+            for node in column.nodes:
+                written = nodes[node.id]
+                written["pos"], written["size"][0] = [x, y], column.width
+                y += written["size"][1] + TITLE_BAR + GAP
+            bottom = max(bottom, y - TITLE_BAR - GAP // 2)
+            x += column.width + GAP
+        groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom]))
+        lowest = max(lowest, bottom)
+        x += 2 * GAP
+    height = lowest + TITLE_BAR
+    if width > MOST_WIDTH or height > MOST_HEIGHT:
+        raise ValueError(
+            f"{workflow.name} is {width} x {height}; up to {MOST_WIDTH} x {MOST_HEIGHT} can be read as it opens."
         )
-        x += width + 3 * GAP
     for order, node in enumerate(nodes.values()):  # every node follows those it takes from
         node["order"] = order
     return groups
 
 
-def _note(id: int, stage: Stage, width: int) -> dict:
-    """The note of a stage. Its paragraphs and list items are wrapped in the source alone, so they are joined here."""
-    text = re.sub(r"(?<!\n)\n(?![\n-])", " ", stage.note)
-    lines = sum(1 + len(line) * 5 // width for line in text.split("\n"))  # a letter is about 5 wide
+def _place_head(workflow: Workflow, nodes: dict[int, dict], width: int) -> int:
+    """Add the note to `nodes` and lay the folded nodes beside it; returns the lowest place of both.
+
+    There, because an opened node must not reach below all others: the frontend fits its whole height into the window.
+    """
+    side = (workflow.folded_columns - 1) * FOLDED_WIDTH + OPENED_WIDTH
+    note = _note(len(nodes) + 1, workflow.note, width - side - GAP)
+    nodes[note["id"]] = note
+    rows = -(-len(workflow.folded) // workflow.folded_columns)
+    for number, node in enumerate(workflow.folded):
+        column, row = divmod(number, rows)
+        nodes[node.id]["pos"] = [width - side + column * FOLDED_WIDTH, row * (TITLE_BAR + GAP // 2)]
+        nodes[node.id]["size"][0] = OPENED_WIDTH
+    return max(note["size"][1], (rows - 1) * (TITLE_BAR + GAP // 2))
+
+
+def _group(id: int, title: str, box: list[int]) -> dict:
+    """A frame with its title around a box (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    return {
+        "id": id,
+        "title": title,
+        "bounding": [left - GAP // 2, top - GROUP_TITLE, right - left + GAP, bottom - top + GROUP_TITLE],
+        "color": "#3f789e",
+        "font_size": GROUP_FONT,
+        "flags": {},
+    }
+
+
+def _note(id: int, text: str, width: int) -> dict:
+    """The note. Each paragraph is a heading: the font of all else is too small as a template opens."""
+    paragraphs = [paragraph.replace("\n", " ") for paragraph in text.strip().split("\n\n")]
+    rows = sum(1 + len(paragraph) * 10 // width for paragraph in paragraphs)  # a letter is about 10 wide
     return {
         "id": id,
         "type": "MarkdownNote",
-        "pos": [],
-        "size": [width, max(110, 60 + 14 * lines)],
+        "pos": [0, 0],
+        "size": [width, max(88, 20 + 25 * rows + 32 * (len(paragraphs) - 1))],
         "flags": {},
         "order": 0,
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "title": stage.title,
+        "title": "What to do",
         "properties": {},
-        "widgets_values": [text],
+        "widgets_values": ["\n\n".join(f"# {paragraph}" for paragraph in paragraphs)],
         "color": "#432",
         "bgcolor": "#000",
     }

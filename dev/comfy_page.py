@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import comfyui
+import workflows
 from comfy_server import PACK_NAME, PROBE
 
 PLAYWRIGHT = "playwright==1.58.0"
@@ -129,7 +130,7 @@ def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 
 NODE = "title => app.graph.nodes.find(n => n.title === title)"
 
 OPENED = """
-    app.extensionManager.workflow.activeWorkflow.filename.split(' ')[0] === argument
+    app.extensionManager.workflow.activeWorkflow.filename.startsWith(argument)
     && app.graph.nodes.length && !app.graph.nodes[0].ofTheWorkflowBefore
 """
 """Whether a template is the workflow on the canvas: one that is opened again gets a number after its name."""
@@ -186,13 +187,14 @@ class Page:
         )
 
     def open_template(self, name: str) -> None:
-        """Click through the template browser to one of the pack's workflows."""
+        """Click through the template browser to one of the pack's workflows, by its name in `workflows.py`."""
         self.ask("for (const n of app.graph.nodes) n.ofTheWorkflowBefore = true")
         self.page.locator(".templates-tab-button").click()
         self.page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).first.click()
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        title = workflows.TITLES[name]
+        self.page.get_by_test_id(f"template-workflow-{title}").click()
         self.page.get_by_role("dialog").wait_for(state="detached")
-        self.wait(OPENED, name)
+        self.wait(OPENED, title)
 
     def search(self, words: str):
         """Empty the canvas, fill in its search box and return the results."""

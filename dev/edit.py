@@ -1,10 +1,12 @@
 """Edit a picture by a text, from nothing: set up ComfyUI, run its server with this pack, queue an example workflow.
 
     python dev/edit.py                                            # the model and a scene that come with the pack
-    python dev/edit.py --text "a red dog jumping on the sea"      # the same scene, another text
-    python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog on a meadow"
+    python dev/edit.py --text "a yellow dog"                      # the same scene, another text
+    python dev/edit.py --checkpoint v1-5-pruned-emaonly-fp16.safetensors --image photo.jpg --text "a dog lying"
+    python dev/edit.py --dials --text "a red dog on the sea, sun, tree" --eta-start 0.6    # the paper's three nodes
 
-An option that is not given leaves what the example workflow has.
+The text says what is in the picture and what is new. With --dials it says the whole scene as it should become. An
+option that is not given leaves what the example workflow has.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,66 +22,158 @@ from pathlib import Path
 import comfyui
 import workflows
 
-DRAWN_WORLD = workflows.API_FOLDER / "baret_edit.json"  # needs no checkpoint
-PHOTO = workflows.API_FOLDER / "baret_edit_photo.json"
+NO_DIALS = workflows.API_FOLDER / "baret_edit.json"
+DIALS = workflows.API_FOLDER / "baret_paper.json"
+
+WORLD_SIDE = 128  # pixels of the drawn world
+WORLD_ONLY = (
+    "note: without --checkpoint the pack's drawn world edits, a small model that knows drawn scenes only. "
+    "A photo needs --checkpoint."
+)
+TTIS, TRANSITION, BAM = "BaretTTISInversion", "BaretTransitionEmbedding", "BaretBAMEdit"
+AUTO = "BaretAutoEdit"
+NUMBERS = {
+    "seed": (int, 0, 2**32 - 1, (AUTO,), "which noise is tried; another number is another try (0)"),
+    "effort": (int, 1, 4, (AUTO,), "how many candidates are tried (3)"),
+}
+DIAL_NUMBERS = {
+    "steps": (int, 2, 999, (TTIS,), "sampling steps (50 with a checkpoint, 25 without)"),
+    "cfg": (float, 1, 30, (TTIS, BAM), "guidance of the inversion and the edit (7.5)"),
+    "iterations": (int, 0, 100, (TTIS,), "most updates of the text per step (1)"),
+    "learning_rate": (float, 1e-6, 1, (TTIS,), "size of an update of the step rule adam (0.001)"),
+    "eta_start": (float, 0, 1, (TRANSITION,), "how much of the picture stays at first (0.8, without checkpoint 0.4)"),
+    "eta_end": (float, 0, 1, (TRANSITION,), "and at the end (0.1, without checkpoint 0)"),
+    "tau_sa": (float, 0, 1, (BAM,), "share of steps with the reconstruction's self-attention (0.3)"),
+    "tau_ca": (float, 0, 1, (BAM,), "share of steps with the transition's cross-attention (0.6)"),
+}
+"""Options that are numbers: type, least and most, the nodes that take them, what they are."""
+PHOTO_DIALS = {"steps": 50, "eta_start": 0.8, "eta_end": 0.1}  # where the example stands as the drawn world wants it
+PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+# --- what was asked for ---------------------------------------------------------------------------------------------
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The options. Ends the program with a sentence where one cannot be right, before anything starts."""
     parser = argparse.ArgumentParser(
         description="Edit a picture by a text with BARET, in a real ComfyUI that is set up on first use."
     )
     add = parser.add_argument
     add("--image", type=Path, help="the picture to edit (default: a drawn scene)")
-    add("--text", help="what the picture should become (default: the example workflow's)")
-    add("--negative", help="the negative text (default: empty, as in the paper)")
+    add("--text", help="what is in the picture and what is new (default: the example workflow's)")
     add("--checkpoint", type=Path, help="a Stable Diffusion 1.x or 2.x checkpoint (default: the pack's drawn world)")
-    add("--size", type=int, default=512, help="with a checkpoint: work at the area of a square of this side (512)")
-    add("--steps", type=int, help="sampling steps (default: 50 with a checkpoint, 25 without)")
-    add("--cfg", type=float, help="guidance of the inversion and the edit (default: 7.5)")
-    add("--iterations", type=int, help="most updates of the text per step (default: 1)")
-    add("--learning-rate", type=float, help="size of an update of the step rule adam (default: 0.001)")
-    add("--eta-start", type=float, help="how much of the picture stays at first (default: 0.8, without checkpoint 0.4)")
-    add("--eta-end", type=float, help="and at the end (default: 0.1, without checkpoint 0)")
-    add("--tau-sa", type=float, help="share of steps with the reconstruction's self-attention (default: 0.3)")
-    add("--tau-ca", type=float, help="share of steps with the transition's cross-attention (default: 0.6)")
+    add("--size", type=int, help=f"shrink to the area of a square of this side (512, without checkpoint {WORLD_SIDE})")
+    _add_numbers(parser, NUMBERS)
     add("--out", type=Path, default=Path("edited.png"), help="where the edit goes, beside it a strip (%(default)s)")
+    add("--dials", action="store_true", help="the paper's three nodes; the text is then the whole scene")
+    dials = parser.add_argument_group("with --dials alone")
+    dials.add_argument("--negative", help="the negative text (default: empty, as in the paper)")
+    _add_numbers(dials, DIAL_NUMBERS)
     comfyui.add_arguments(parser)
     options = parser.parse_args()
-    for path in filter(None, (options.image, options.checkpoint)):
-        if not path.is_file():
-            parser.error(f"there is no file {path}")
-    if options.size < 104:
-        parser.error("--size must be at least 104, the least that the workflow's scaling node takes")
+    try:
+        check(options)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
-def fill_in(prompt: dict, options: argparse.Namespace, image: str | None) -> dict:
-    """The example workflow with the options in it; an option that was not given leaves the workflow's value."""
-    by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
-    ttis, transition, bam = (by_type[t] for t in ("BaretTTISInversion", "BaretTransitionEmbedding", "BaretBAMEdit"))
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_numbers(parser, numbers: dict) -> None:
+    for name, (kind, _, _, _, what) in numbers.items():
+        parser.add_argument(_option(name), type=kind, help=what)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise ValueError, with what fits, for what could only fail later."""
+    for names, with_dials in ((NUMBERS, False), ([*DIAL_NUMBERS, "negative"], True)):
+        for name in names:
+            if getattr(options, name) is not None and options.dials != with_dials:
+                raise ValueError(f"{_option(name)} works only {'with' if with_dials else 'without'} --dials")
+    for name, (_, least, most, _, _) in {**NUMBERS, **DIAL_NUMBERS}.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{_option(name)} is {value:g}; {least:g} to {most:g} fits")
+    if options.size is not None and not 64 <= options.size <= 4096:
+        raise ValueError(f"--size is {options.size}; 64 to 4096 pixels fit")
+    if options.size is not None and not (options.image or options.checkpoint):
+        raise ValueError("--size is for a picture of your own: give --image as well")
+    if options.text is not None and not options.text.strip():
+        raise ValueError("--text is empty; write what is in the picture and what is new")
+    if options.image:
+        _check_picture(options.image)
     if options.checkpoint:
-        by_type["CheckpointLoaderSimple"]["ckpt_name"] = options.checkpoint.name
-        by_type["LoadImage"]["image"] = image
-        by_type["ImageScaleToTotalPixels"]["megapixels"] = options.size**2 / 1024**2
-    elif image:
-        scene = next(node for node in prompt.values() if node["class_type"] == "BaretWorldScene")
-        scene.update(class_type="LoadImage", inputs={"image": image})  # its first output is the picture too
-    for inputs, name, value in (
-        (prompt[ttis["positive"][0]]["inputs"], "text", options.text),
-        (prompt[ttis["negative"][0]]["inputs"], "text", options.negative),
-        (ttis, "steps", options.steps),
-        (ttis, "cfg", options.cfg),
-        (bam, "cfg", options.cfg),
-        (ttis, "iterations", options.iterations),
-        (ttis, "learning_rate", options.learning_rate),
-        (transition, "eta_start", options.eta_start),
-        (transition, "eta_end", options.eta_end),
-        (bam, "tau_sa", options.tau_sa),
-        (bam, "tau_ca", options.tau_ca),
-    ):
-        if value is not None:
-            inputs[name] = value
+        _check_checkpoint(options.checkpoint)
+    _check_out(options.out)
+
+
+def _start_of(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    with open(path, "rb") as file:
+        return file.read(16)
+
+
+def _check_picture(path: Path) -> None:
+    if not _start_of(path).startswith(PICTURE_STARTS):
+        raise ValueError(f"{path} is no picture; a PNG, JPEG, WebP, GIF, BMP or TIFF file fits")
+
+
+def _check_checkpoint(path: Path) -> None:
+    start = _start_of(path)
+    if path.suffix == ".safetensors":
+        length = int.from_bytes(start[:8], "little")
+        whole = start[8:9] == b"{" and 8 + length <= path.stat().st_size
+    else:
+        whole = path.suffix in (".ckpt", ".pt", ".pth", ".bin") and start.startswith((b"PK", b"\x80"))
+    if not whole:
+        raise ValueError(f"{path} is no checkpoint, or is cut short; a .safetensors or .ckpt file fits")
+
+
+def _check_out(path: Path) -> None:
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"--out is {path}; a name that ends in {', '.join(PICTURE_SUFFIXES)} fits")
+    folder = next(folder for folder in path.resolve().parents if folder.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--out is {path}, and no file can be written there")
+
+
+# --- the workflow ---------------------------------------------------------------------------------------------------
+
+
+def fill_in(options: argparse.Namespace, image: str | None) -> dict:
+    """The example workflow with the options in it. image: the name of the uploaded picture."""
+    prompt = json.loads((DIALS if options.dials else NO_DIALS).read_text(encoding="utf-8"))
+    by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    workflows.show_picture(prompt)
+    if options.checkpoint:
+        workflows.use_checkpoint(prompt, options.checkpoint.name)
+        _set(by_type, {name: value for name, value in PHOTO_DIALS.items() if options.dials or name == "steps"})
+    if image:
+        workflows.use_picture(prompt, image, options.size or (512 if options.checkpoint else WORLD_SIDE))
+    _set(by_type, vars(options))
+    ttis = by_type[TTIS]
+    for name, text in (("positive", options.text), ("negative", options.negative)):
+        if text is not None:
+            prompt[ttis[name][0]]["inputs"]["text"] = text
     return prompt
+
+
+def _set(by_type: dict[str, dict], values: dict) -> None:
+    """Set the numbers that were given in every node that takes them."""
+    for name, (_, _, _, nodes, _) in {**NUMBERS, **DIAL_NUMBERS}.items():
+        if values.get(name) is not None:
+            for node in nodes:
+                if node in by_type:
+                    by_type[node][name] = values[name]
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
 
 
 class ProgressLine:
@@ -109,18 +204,17 @@ class ProgressLine:
         print(f"\r\x1b[K{self._elapsed()}  {text}" if text else "\r\x1b[K", end="", flush=True)
 
 
-def write_pictures(out: Path, before: bytes, reconstruction: bytes, edit: bytes) -> Path:
-    """Write the edit and the strip; returns the strip's path."""
+def write_pictures(out: Path, before: bytes, *after: bytes) -> Path:
+    """Write the last picture, and all of them in a strip; returns the strip's path."""
     from PIL import Image  # the host's
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(edit)
-    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, reconstruction, edit)]
-    size = pictures[1].size
-    pictures[0] = pictures[0].resize(size, Image.Resampling.LANCZOS)
-    strip = Image.new("RGB", (3 * size[0] + 16, size[1]), "white")
-    for i, picture in enumerate(pictures):
-        strip.paste(picture, (i * (size[0] + 8), 0))
+    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, *after)]
+    pictures[-1].save(out)
+    width, height = pictures[-1].size
+    strip = Image.new("RGB", (len(pictures) * (width + 8) - 8, height), "white")
+    for number, picture in enumerate(pictures):
+        strip.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (number * (width + 8), 0))
     path = out.with_name(f"{out.stem}_strip.png")
     strip.save(path)
     return path
@@ -134,30 +228,47 @@ def main() -> None:
     if options.checkpoint and not options.image:
         options.image = workflows.PICTURE_FILE
     try:
-        prompt, shown = edited(host, options)
+        require_readable(options.image)
+        prompt, shown, report = edited(host, options)
     except (comfyui.HostError, ServerError, PromptRejected, ExecutionFailed) as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")
-    before = options.image.read_bytes() if options.image else shown["Before"]
-    strip = write_pictures(options.out, before, shown["Reconstruction"], shown["Edit"])
+    titles = ["Before", "Reconstruction", "Edit"] if options.dials else ["Before", "Edit"]
+    strip = write_pictures(options.out, *(shown[title] for title in titles))
     (target,) = (node for node in prompt.values() if node["_meta"]["title"] == "Target text")
     print(f"Edited by: {target['inputs']['text']}")
+    if report:
+        print(report)
     print(f"The edited picture: {options.out.resolve()}")
-    print(f"before | reconstruction | edit: {strip.resolve()}")
+    print(f"{' | '.join(titles).lower()}: {strip.resolve()}")
 
 
-def edited(host: comfyui.Host, options: argparse.Namespace) -> tuple[dict, dict[str, bytes]]:
-    """Run the edit; returns the workflow as it ran, and the pictures its nodes show, by their titles."""
+def require_readable(image: Path | None) -> None:
+    """End the program where a file that begins like a picture is none."""
+    from PIL import Image  # the host's
+
+    if image:
+        try:
+            with Image.open(image) as picture:
+                picture.load()
+        except OSError as error:
+            sys.exit(f"error: {image} cannot be read as a picture: {error}")
+
+
+def edited(host: comfyui.Host, options: argparse.Namespace) -> tuple[dict, dict[str, bytes], str]:
+    """Run the edit; returns the workflow as it ran, the pictures its nodes show by their titles, and the report."""
     import comfy_server
 
     checkpoints, threads = ([options.checkpoint], None) if options.checkpoint else ([], 1)
+    if options.image and not options.checkpoint:
+        print(WORLD_ONLY, flush=True)
     print(f"Starting ComfyUI {host.version}", flush=True)
     with comfy_server.running(host, checkpoints, threads=threads) as client:
-        workflow = json.loads((PHOTO if options.checkpoint else DRAWN_WORLD).read_text(encoding="utf-8"))
-        prompt = fill_in(workflow, options, client.upload(options.image) if options.image else None)
+        prompt = fill_in(options, client.upload(options.image) if options.image else None)
         run = client.run(prompt, on_event=ProgressLine(prompt), timeout=24 * 3600)
-        return prompt, client.pictures(run, prompt)
+        texts = [run.outputs[id]["text"][0] for id, node in prompt.items() if node["class_type"] == AUTO]
+        return prompt, client.pictures(run, prompt), "\n".join(texts)
 
 
 if __name__ == "__main__":

@@ -18,40 +18,76 @@ OUT = workflows.ROOT / "docs" / "edits.png"
 HELP = workflows.ROOT / "web" / "docs"
 SIDE, GAP = 192, 12
 
-# Scene, target text, whether shapes may change.
+# Scene and target text.
 EDITS = (
-    (workflows.SCENE, workflows.SCENE_TEXT, True),
-    ({"seed": 1}, "a blue dog sitting on a meadow, in the middle, facing right, sun, tree", True),
-    ({"seed": 8}, "a pink dog lying on a beach, on the left, facing left", False),
-    (workflows.SCENE, workflows.RIGID_TEXT, False),
+    (workflows.SCENE, workflows.SHORT_TEXT),
+    (workflows.SCENE, "a yellow dog"),
+    ({"seed": 1}, "a dog on a beach"),
+    ({"seed": 8}, "a cat"),
 )
+COMPARISONS = ("baret_maps", "baret_compare")  # what they end in shows the picture as well
 
 
-def edited(client, scene: dict, text: str, moves: bool) -> list[bytes]:
-    """The pictures before, reconstructed and after of one run of `baret_edit`."""
-    prompt = json.loads((workflows.API_FOLDER / "baret_edit.json").read_text(encoding="utf-8"))
+def edited(client, scene: dict, text: str) -> list[bytes]:
+    """The pictures before and after of one run of `baret_edit`."""
+    prompt = _example("baret_edit")
     by_title = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
-    by_title["Your picture"].update({"animal": "any", "pose": "any", "colour": "any", "place": "any", **scene})
+    by_title["Your picture"].update(scene)
     by_title["Target text"]["text"] = text
-    if not moves:
-        by_title["Transition Embedding"].update(eta_start=1.0, eta_end=1.0)
-    shown = client.pictures(client.run(prompt), prompt)
-    return [shown[title] for title in ("Before", "Reconstruction", "Edit")]
+    return _before_and_after(client, prompt)
 
 
-def result(client, name: str) -> bytes:
-    """The picture that a workflow ends in; one that waits for a checkpoint shows the picture it opens with."""
-    prompt = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    if any(node["class_type"] == "CheckpointLoaderSimple" for node in prompt.values()):
-        return workflows.PICTURE_FILE.read_bytes()
+def _example(name: str) -> dict:
+    return json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _before_and_after(client, prompt: dict) -> list[bytes]:
+    """The picture of an example and what its last node saves."""
+    workflows.show_picture(prompt)
     outputs = client.run(prompt).outputs
-    last = max((id for id in outputs if prompt[id]["class_type"] == "SaveImage"), key=int)
-    return client.view(outputs[last]["images"][0])
+    saved = (id for id in outputs if prompt[id]["class_type"] == "SaveImage")
+    return [client.view(outputs[id]["images"][0]) for id in ("before", max(saved, key=int))]
+
+
+def thumbnail(client, name: str):
+    """Before and after of an example. One that waits for a checkpoint shows its picture and its text, or its edges."""
+    from PIL import Image, ImageFilter, ImageOps
+
+    prompt = _example(name)
+    if any(node["class_type"] == "CheckpointLoaderSimple" for node in prompt.values()):
+        picture = Image.open(workflows.PICTURE_FILE).convert("RGB")
+        (text,) = (node["inputs"]["text"] for node in prompt.values() if node["_meta"]["title"] == "Target text")
+        by_edges = name == "baret_lora_controlnet"
+        other = ImageOps.grayscale(picture).filter(ImageFilter.FIND_EDGES) if by_edges else written(text, picture.size)
+        return beside([picture, other.convert("RGB")])
+    pictures = [opened(data) for data in _before_and_after(client, prompt)]
+    return ImageOps.contain(pictures[-1], (2 * SIDE, SIDE)) if name in COMPARISONS else beside(pictures)
+
+
+def beside(pictures: list):
+    """Pictures side by side, squares of one size."""
+    from PIL import Image, ImageOps
+
+    sheet = Image.new("RGB", (len(pictures) * (SIDE + GAP) - GAP, SIDE), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(ImageOps.fit(picture, (SIDE, SIDE), Image.Resampling.LANCZOS), (number * (SIDE + GAP), 0))
+    return sheet
+
+
+def written(text: str, size: tuple[int, int]):
+    """A text on a dark ground, as large as it fits."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    panel = Image.new("RGB", size, "#1e1e1e")
+    middle = (size[0] / 2, size[1] / 2)
+    font = ImageFont.load_default(size[0] / 9)
+    ImageDraw.Draw(panel).text(middle, f"\u201c{text}\u201d", fill="white", font=font, anchor="mm")
+    return panel
 
 
 def looks(client) -> dict[str, bytes]:
-    """The pictures of the nodes to look with, behind one run of `baret_edit`, by the names of their files."""
-    prompt = json.loads((workflows.API_FOLDER / "baret_edit.json").read_text(encoding="utf-8"))
+    """The pictures of the nodes to look with, behind one run of `baret_paper`, by the names of their files."""
+    prompt = _example("baret_paper")
     ids = {node["class_type"]: id for id, node in prompt.items()}
     scene, transition = ids["BaretWorldScene"], ids["BaretTransitionEmbedding"]
     (shown,) = (node for node in prompt.values() if node["_meta"]["title"] == "Edit")
@@ -87,17 +123,15 @@ def opened(data: bytes):
 
 
 def strips(client):
-    """The README's sheet: for each of EDITS the pictures before, reconstructed and after, and the text under them."""
+    """The README's sheet: for each of EDITS the pictures before and after, and the text under them."""
     from PIL import Image, ImageDraw, ImageFont
 
-    width, height = 3 * SIDE + 3 * GAP, SIDE + 34
-    sheet = Image.new("RGB", (2 * width, 2 * height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, (scene, text, moves) in enumerate(EDITS):
+    width, height = 2 * SIDE + 3 * GAP, SIDE + 34
+    sheet = Image.new("RGB", (2 * width - 2 * GAP, 2 * height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for number, (scene, text) in enumerate(EDITS):
         left, top = number % 2 * width, number // 2 * height
-        for column, data in enumerate(edited(client, scene, text, moves)):
-            picture = opened(data).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (left + column * (SIDE + GAP // 2), top))
+        sheet.paste(beside([opened(data) for data in edited(client, scene, text)]), (left, top))
         draw.text((left, top + SIDE + 6), f"\u201c{text}\u201d", fill="black", font=font)
     return sheet
 
@@ -107,15 +141,13 @@ def main() -> None:
     comfyui.add_arguments(parser)
     host = comfyui.enter(parser.parse_args())
     import comfy_server  # both need the host's interpreter
-    from PIL import Image, ImageOps
 
     OUT.parent.mkdir(exist_ok=True)
     with comfy_server.running(host, threads=1) as client:
         strips(client).save(OUT)
-        for build in workflows.WORKFLOWS:
-            picture = opened(result(client, build.__name__))
-            small = ImageOps.contain(picture, (2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
-            small.save(workflows.FOLDER / f"{build.__name__}.jpg", quality=88)
+        for name, title in workflows.TITLES.items():
+            small = thumbnail(client, name)
+            small.save(workflows.FOLDER / f"{title}.jpg", quality=88)
         for name, data in looks(client).items():
             opened(data).save(HELP / f"{name}.png", optimize=True)
     print(OUT, *sorted([*workflows.FOLDER.glob("*.jpg"), *HELP.glob("*.png")]), sep="\n")

@@ -9,13 +9,19 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A node by its class. inputs: Links, Faces or values. download: the file it loads, for whom has it not."""
+    """A node by its class.
+
+    inputs: Links, Faces or values. download: the file it loads, for whom has it not. folded: only its title shows.
+    room: height for the picture that it shows, if not the usual one.
+    """
 
     id: int
     type: str
     title: str | None
     inputs: dict
     download: dict | None = None
+    folded: bool = False
+    room: int | None = None
 
     def __getitem__(self, output: str) -> Link:
         return Link(self, output)
@@ -44,35 +50,70 @@ class Face:
 
 
 @dataclass
+class Column:
+    """Nodes under each other, of one width."""
+
+    width: int
+    nodes: list[Node] = field(default_factory=list)
+
+
+@dataclass
 class Stage:
-    """A group on the canvas: a note that explains it and, under it, its nodes in columns."""
+    """A group on the canvas: its nodes in columns under a title."""
 
     title: str
-    note: str
-    columns: list[list[Node]] = field(default_factory=lambda: [[]])
+    columns: list[Column]
+
+
+@dataclass
+class App:
+    """What the page without a canvas shows: (node, widget, label) to fill in, and nodes whose pictures it shows."""
+
+    inputs: list[tuple[Node, str, str]]
+    outputs: list[Node]
 
 
 @dataclass
 class Workflow:
+    """name: of its files for programs. title: under which people find it. note: what to do, over all else.
+
+    folded: nodes of which only the titles show, wherever they belong; they lie beside the note, in folded_columns.
+    """
+
     name: str
+    title: str
+    note: str
     stages: list[Stage] = field(default_factory=list)
+    folded: list[Node] = field(default_factory=list)
+    folded_columns: int = 3
+    app: App | None = None
 
-    def stage(self, title: str, note: str) -> None:
-        self.stages.append(Stage(title, note))
+    def stage(self, title: str, width: int = 280) -> None:
+        self.stages.append(Stage(title, [Column(width)]))
 
-    def column(self) -> None:
+    def column(self, width: int = 280) -> None:
         """Go on in a new column of the newest stage."""
-        self.stages[-1].columns.append([])
+        self.stages[-1].columns.append(Column(width))
 
-    def add(self, type: str, title: str | None = None, *, download: dict | None = None, **inputs) -> Node:
-        """A node in the newest column. An input left out takes the server's default."""
-        node = Node(len(self.nodes()) + 1, type, title, inputs, download)
-        self.stages[-1].columns[-1].append(node)
+    def add(
+        self,
+        type: str,
+        title: str | None = None,
+        *,
+        download: dict | None = None,
+        folded: bool = False,
+        room: int | None = None,
+        **inputs,
+    ) -> Node:
+        """A node in the newest column, or a folded one. An input left out takes the server's default."""
+        node = Node(len(self.nodes()) + 1, type, title, inputs, download, folded, room)
+        (self.folded if folded else self.stages[-1].columns[-1].nodes).append(node)
         return node
 
     def nodes(self) -> list[Node]:
         """All nodes, in the order they were added in."""
-        return [node for stage in self.stages for column in stage.columns for node in column]
+        shown = [node for stage in self.stages for column in stage.columns for node in column.nodes]
+        return sorted([*shown, *self.folded], key=lambda node: node.id)
 
 
 @dataclass(frozen=True)

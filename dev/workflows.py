@@ -15,7 +15,7 @@ from pathlib import Path
 
 import canvas
 import comfyui
-from graph import Blueprint, Face, Link, Node, Workflow
+from graph import App, Blueprint, Face, Link, Node, Workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "example_workflows"
@@ -39,119 +39,67 @@ CONTROLNET = _download(
 PICTURE_FILE = Path(__file__).resolve().parent / "assets" / "dog.png"
 PICTURE = PICTURE_FILE.name
 
-# The scene and the edit that the workflows open with.
+# The scene and the edits that the workflows open with.
 SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
-SHORT_TEXT = "a dog lying"  # what is in the picture, and what is new
+SHORT_TEXT = "a dog lying"
+WHAT_TO_WRITE = "What is in the picture, and what is new"
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 
-# --- the workflows --------------------------------------------------------------------------------------------------
+# --- the parts that workflows share ---------------------------------------------------------------------------------
 
-WORLD_NOTE = """\
-**Press Run**: it works as it is, with nothing to download, on a small model that comes with this pack and a
-drawn scene.
-
-- Write into **Target text** what the picture *should become*: the whole scene, not an order. Dogs and cats that
-stand, sit, lie or jump, in six colours and five places, are what this model knows. Another `seed` is another
-scene.
-- **Your own photo**: open the workflow `baret_edit_photo`. Its nodes can take the place of *Load Drawn World*
-and *Drawn Scene* here too; then set `steps` to 50."""
-
-PHOTO_NOTE = """\
-Pick a **Stable Diffusion 1.x or 2.x checkpoint**, load a **photo**, and write what it **should become**: the
-whole scene after the change, not an order. The photo itself needs no caption.
-
-- It is brought to about 512 x 512 pixels, keeping its proportions. A bigger `megapixels` costs more time and
-memory.
-- The negative text stays empty, as in the paper."""
-
-INVERT_NOTE = """\
-Finds the noise this picture comes from, then **tunes the embedding of your target text**, step by step, until
-the model redraws the picture with it. This is the slow stage, and it runs only once: changes further right do
-not repeat it.
-
-**The reconstruction should look like your picture.** If it does not, raise `iterations` (to 3)."""
-
-TRANSITION_NOTE = """\
-Blends the tuned text back towards the plain target text: `eta` 1 is the picture as it was, 0 is the text alone.
-
-- The shape or pose does not change: lower `eta_start` (0.6, then 0.4), then `eta_end`.
-- Only colour, style or background should change: set both to 1."""
-
-EDIT_NOTE = """\
-Samples the edit, borrowing attention from the other two: where things are from the **reconstruction**
-(`tau_sa`), what is where from the **transition** (`tau_ca`).
-
-- Too little of the picture is left: raise `tau_sa` (to 0.4).
-- Too little changed: lower `tau_sa` (to 0.2)."""
-
-
-AUTO_NOTE = """\
-Tries a few edits side by side. As soon as they can be told apart, **the model itself says which of them obey your
-text**, and the one that changes least goes on. Nothing is to be set.
-
-- *What was chosen* says how sure the model is, and when none obeys. Then try another `seed`, more `effort`, or
-other words.
-- A `mask` (white may change) holds the edit to a place."""
-
-SHORT_NOTE = """\
-**Press Run**: it works as it is, with nothing to download, on a small model that comes with this pack and a
-drawn scene.
-
-- Write into **Target text** what is in the picture, and what is new: *a dog lying*, *a yellow dog*, *a dog on a
-beach*. Nothing else is needed.
-- Dogs and cats that stand, sit, lie or jump, in six colours and five places, are what this model knows. Another
-`seed` of the scene is another scene."""
-
-RIGID_NOTE = """\
-For changes of **style, colour, background or kind of object**, where every shape stays. The embeddings go
-straight from the inversion into the edit: that is `eta` 1 throughout, so attention comes from the picture as it
-was.
-
-- Too little changed: lower `tau_ca` (to 0.4), then `tau_sa` (to 0.2).
-- A pose or shape should change too: open the workflow `baret_edit`."""
+WORLD_WORDS = """\
+Words: dog, cat, standing, sitting, lying, jumping, red, yellow, blue, purple, black, pink, meadow, beach, snow, \
+wall, sea."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the first stage hands on: a model with its text and picture sides, and what to edit."""
+    """What the first stage hands on: a model with its text and picture sides, and what to edit.
+
+    target: the node that the target text is written into.
+    """
 
     model: Link
     clip: Link
     vae: Link
     image: Link
-    target: Link
+    target: Node
+    positive: Link
     negative: Link
     latent: Link
+    enlarged: float = 1  # how much a result is enlarged to be looked at
     settings: dict = field(default_factory=dict)  # of TTIS Inversion
     etas: dict = field(default_factory=dict)  # of Transition Embedding, for a change of pose
 
 
-def _texts(w: Workflow, clip: Link, text: str) -> tuple[Link, Link]:
-    target = w.add("CLIPTextEncode", "Target text", clip=clip, text=text)
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=clip, text="")
-    return target["CONDITIONING"], negative["CONDITIONING"]
+def _world(w: Workflow, text: str, shared_text: bool = False) -> Source:
+    """The first stage on the model that comes with the pack: it runs anywhere, in seconds.
 
-
-def _world(w: Workflow, text: str, note: str = WORLD_NOTE) -> Source:
-    """The first stage on the model that comes with the pack: it runs anywhere, in seconds."""
-    w.stage("1. Model, picture, words", note)
-    loader = w.add("BaretWorldLoader")
+    shared_text: whether other nodes take the target text as well, so that it has a node of its own.
+    """
+    w.stage("1 Write", 230)
+    loader = w.add("BaretWorldLoader", folded=True)
+    if shared_text:
+        target = w.add("PrimitiveStringMultiline", "Target text", value=text)
+        encoded = w.add("CLIPTextEncode", "Target", folded=True, clip=loader["clip"], text=target["STRING"])
+    else:
+        target = encoded = w.add("CLIPTextEncode", "Target text", clip=loader["clip"], text=text)
+    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=loader["clip"], text="")
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
-    w.add("PreviewImage", "Before", images=scene["image"])
-    w.column()
-    target, negative = _texts(w, loader["clip"], text)
-    latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
+    latent = w.add("VAEEncode", folded=True, pixels=scene["image"], vae=loader["vae"])
     return Source(
         model=loader["model"],
         clip=loader["clip"],
         vae=loader["vae"],
         image=scene["image"],
         target=target,
-        negative=negative,
+        positive=encoded["CONDITIONING"],
+        negative=negative["CONDITIONING"],
         latent=latent["LATENT"],
+        enlarged=4,
         settings=WORLD_INVERSION,
         etas=WORLD_ETAS,
     )
@@ -159,7 +107,7 @@ def _world(w: Workflow, text: str, note: str = WORLD_NOTE) -> Source:
 
 def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     """The first stage on a checkpoint and a photo."""
-    w.stage("1. Model, picture, words", PHOTO_NOTE)
+    w.stage("1 Choose, write", 240)
     loader = model = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"], download=CHECKPOINT)
     if lora:
         model = w.add(
@@ -170,429 +118,422 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
             strength_model=0.8,
             strength_clip=0.8,
         )
-    image = w.add("LoadImage", "Your picture", image=PICTURE)
-    w.column()
-    target, negative = _texts(w, model["CLIP"], text)
-    scaled = w.add(
-        "ImageScaleToTotalPixels", image=image["IMAGE"], upscale_method="lanczos", megapixels=0.25, resolution_steps=64
-    )
-    latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=loader["VAE"])
+        w.column(250)
+    target = w.add("CLIPTextEncode", "Target text", clip=model["CLIP"], text=text)
+    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=model["CLIP"], text="")
+    if not lora:
+        w.column(250)
+    image = w.add("LoadImage", "Your picture", image=PICTURE, room=180)
+    fitted = w.add("BaretFitPicture", folded=True, image=image["IMAGE"])
+    latent = w.add("VAEEncode", folded=True, pixels=fitted["image"], vae=loader["VAE"])
     return Source(
         model=model["MODEL"],
         clip=model["CLIP"],
         vae=loader["VAE"],
-        image=scaled["IMAGE"],
+        image=fitted["image"],
         target=target,
-        negative=negative,
+        positive=target["CONDITIONING"],
+        negative=negative["CONDITIONING"],
         latent=latent["LATENT"],
     )
 
 
-def _invert(w: Workflow, source: Source, title: str = "2. Invert") -> Node:
-    """The stage of TTIS Inversion, with a preview of its reconstruction."""
-    w.stage(title, INVERT_NOTE)
-    ttis = w.add(
+def _invert(w: Workflow, source: Source, folded: bool = False) -> Node:
+    return w.add(
         "BaretTTISInversion",
+        folded=folded,
         model=source.model,
-        positive=source.target,
+        positive=source.positive,
         negative=source.negative,
         latent=source.latent,
         **source.settings,
     )
-    decoded = w.add("VAEDecode", samples=ttis["reconstruction"], vae=source.vae)
-    w.add("PreviewImage", "Reconstruction", images=decoded["IMAGE"])
-    return ttis
 
 
-def _transition(w: Workflow, source: Source, ttis: Node) -> Node:
-    w.stage("3. Let the shape change", TRANSITION_NOTE)
-    return w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
+def _transition(w: Workflow, source: Source, ttis: Node, **look) -> Node:
+    return w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas, **look)
 
 
-def _edit(w: Workflow, source: Source, ttis: Node, embeddings: Node, name: str, title: str = "Edit", **dials) -> Link:
-    bam = w.add(
-        "BaretBAMEdit", model=source.model, trajectory=ttis["trajectory"], embeddings=embeddings["embeddings"], **dials
+def _edit(w: Workflow, type: str, model: Link, inverted: Node, embeddings: Node | None = None, **more) -> Node:
+    """An edit node on an inversion. embeddings: what gives them, if not the inversion."""
+    given = {"trajectory": inverted["trajectory"], "embeddings": (embeddings or inverted)["embeddings"]}
+    return w.add(type, model=model, **given, **more)
+
+
+def _decoded(w: Workflow, vae: Link, latent: Link) -> Link:
+    return w.add("VAEDecode", folded=True, samples=latent, vae=vae)["IMAGE"]
+
+
+def _saved(w: Workflow, source: Source, picture: Link, name: str, title: str = "Edit", **look) -> Node:
+    """Save a picture, enlarged where it is too small to be looked at."""
+    if source.enlarged != 1:
+        scale = {"upscale_method": "lanczos", "scale_by": source.enlarged}
+        picture = w.add("ImageScaleBy", folded=True, image=picture, **scale)["IMAGE"]
+    return w.add("SaveImage", title, images=picture, filename_prefix=f"baret/{name}", **look)
+
+
+def _side_by_side(w: Workflow, title: str, pictures: dict[str, Link], columns: int, room: int) -> Node:
+    """Show pictures with their labels, large."""
+    grid = w.add(
+        "BaretLabelledGrid",
+        folded=True,
+        **{f"image_{number}": picture for number, picture in enumerate(pictures.values(), 1)},
+        labels="\n".join(pictures),
+        columns=columns,
     )
-    w.column()
-    decoded = w.add("VAEDecode", samples=bam["edit"], vae=source.vae)
-    w.add("SaveImage", title, images=decoded["IMAGE"], filename_prefix=f"baret/{name}")
-    return decoded["IMAGE"]
+    return w.add("PreviewImage", title, images=grid["grid"], room=room)
 
 
-def _full_edit(w: Workflow, source: Source) -> None:
-    ttis = _invert(w, source)
-    transition = _transition(w, source, ttis)
-    w.stage("4. Edit", f"{EDIT_NOTE}\n- Connect a `mask` (white may change) to keep the rest as it is.")
-    edited = _edit(w, source, ttis, transition, "edit")
-    both = w.add("ImageStitch", image1=source.image, image2=edited, direction="right", spacing_width=8)
-    w.add("PreviewImage", "Before and after", images=both["IMAGE"])
+# --- the workflows --------------------------------------------------------------------------------------------------
+
+
+def _auto_edit(
+    w: Workflow, source: Source, name: str, mask: Link | None = None, stages: tuple[str, str] = ("2 Run", "3 Look"), width: int = 480
+) -> App:
+    """The stages of an edit with no dial."""
+    w.stage(stages[0], 270)
+    ttis = _invert(w, source, folded=True)
+    auto = _edit(w, "BaretAutoEdit", source.model, ttis, **({"mask": mask} if mask else {}))
+    w.stage(stages[1], width)
+    edited = _decoded(w, source.vae, auto["edit"])
+    both = _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=width * 3 // 5)
+    saved = _saved(w, source, edited, name, folded=True)
+    return App([(source.target, "text", WHAT_TO_WRITE)], [both, saved])
 
 
 def baret_edit() -> Workflow:
-    w = Workflow("baret_edit")
-    _full_edit(w, _world(w, SCENE_TEXT))
-    return w
+    w = Workflow(
+        "baret_edit",
+        "01 Start here - BARET edit by words",
+        f"""\
+1 WRITE what is in the picture and what is new: *a dog lying*, *a yellow dog*. 2 PRESS RUN. 3 LOOK.
 
-
-def baret_auto_edit() -> Workflow:
-    w = Workflow("baret_auto_edit")
-    source = _world(w, SHORT_TEXT, SHORT_NOTE)
-    ttis = _invert(w, source)
-    w.stage("3. Edit, with no dial", AUTO_NOTE)
-    auto = w.add("BaretAutoEdit", model=source.model, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
-    w.add("PreviewAny", "What was chosen", source=auto["report"])
-    w.column()
-    decoded = w.add("VAEDecode", samples=auto["edit"], vae=source.vae)
-    w.add("SaveImage", "Edit", images=decoded["IMAGE"], filename_prefix="baret/auto")
-    both = w.add("ImageStitch", image1=source.image, image2=decoded["IMAGE"], direction="right", spacing_width=8)
-    w.add("PreviewImage", "Before and after", images=both["IMAGE"])
+{WORLD_WORDS}""",
+    )
+    w.folded_columns = 2
+    source = _world(w, SHORT_TEXT)
+    app = _auto_edit(w, source, "edit")
+    w.app = replace(app, inputs=[*app.inputs, (source.image.node, "seed", "Which picture")])
     return w
 
 
 def baret_edit_photo() -> Workflow:
-    w = Workflow("baret_edit_photo")
-    _full_edit(w, _photo(w, "a dog jumping over a meadow, mountains behind"))
+    w = Workflow(
+        "baret_edit_photo",
+        "02 Edit your photo - BARET",
+        """\
+1 CHOOSE a checkpoint (SD1.x, SD2.x) and a photo, WRITE what is in it and what is new. 2 PRESS RUN. 3 LOOK.
+
+To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint where it may change.""",
+    )
+    source = _photo(w, "a dog jumping")
+    picture = source.image.node.inputs["image"].node
+    app = _auto_edit(w, source, "photo", picture["MASK"], width=360)
+    loader = source.vae.node
+    w.app = replace(app, inputs=[(loader, "ckpt_name", "Model"), (picture, "image", "Your photo"), *app.inputs])
+    return w
+
+
+def _with_dials(w: Workflow, source: Source, name: str, rigid: bool) -> None:
+    """The paper's stages with their dials. rigid: without the one that lets shapes change."""
+    w.stage("2 Invert", 240)
+    ttis = _invert(w, source)
+    redrawn = _decoded(w, source.vae, ttis["reconstruction"])
+    w.stage("3 Dials", 240)
+    embeddings = None if rigid else _transition(w, source, ttis)
+    bam = _edit(w, "BaretBAMEdit", source.model, ttis, embeddings)
+    w.stage("4 Look", 430)
+    edited = _decoded(w, source.vae, bam["edit"])
+    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=220)
+    w.add("PreviewImage", "Reconstruction", images=redrawn, room=120)
+    _saved(w, source, edited, name, folded=True)
+
+
+def baret_paper() -> Workflow:
+    w = Workflow(
+        "baret_paper",
+        "03 BARET paper - three nodes with dials",
+        """\
+WRITE the whole scene as it should become. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
+    )
+    _with_dials(w, _world(w, SCENE_TEXT), "paper", rigid=False)
     return w
 
 
 def baret_rigid_edit() -> Workflow:
-    w = Workflow("baret_rigid_edit")
-    source = _world(w, RIGID_TEXT)
-    ttis = _invert(w, source)
-    w.stage("3. Edit", RIGID_NOTE)
-    _edit(w, source, ttis, ttis, "rigid")
+    w = Workflow(
+        "baret_rigid_edit",
+        "04 BARET colour, style, kind - shapes stay",
+        """\
+For another colour, style, background or kind of thing in the same shape: *embeddings* go straight into BAM Edit.
+Too little changes: lower *tau_ca* to 0.4, then *tau_sa* to 0.2. A pose should change too: *03 BARET paper*.""",
+    )
+    _with_dials(w, _world(w, RIGID_TEXT), "rigid", rigid=True)
     return w
 
 
 def baret_masked_edit() -> Workflow:
-    w = Workflow("baret_masked_edit")
-    source = _world(w, SCENE_TEXT)
-    ttis = _invert(w, source)
-    transition = _transition(w, source, ttis)
-    w.stage(
-        "4. Where it may change",
+    w = Workflow(
+        "baret_masked_edit",
+        "05 BARET with a mask",
         """\
-White may change; **everything else is kept as it was, at every step**. Here the scene's own mask of the animal,
-grown so that the new pose has room. For a photo: right-click the picture, *Open in Mask Editor*, paint, and
-connect the mask of *Load Image*.""",
+White may change, all else is kept as it was at every step. Here: the animal, grown so that the new pose has room.
+A photo: right-click it, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""",
     )
+    source = _world(w, SHORT_TEXT)
+    w.stage("2 Mask", 240)
     grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
     w.add("MaskPreview", "May change", mask=grown["MASK"])
-    w.stage("5. Edit", EDIT_NOTE)
-    _edit(w, source, ttis, transition, "masked", mask=grown["MASK"])
+    _auto_edit(w, source, "masked", grown["MASK"], ("3 Run", "4 Look"), 360)
+    return w
+
+
+def baret_sweep() -> Workflow:
+    w = Workflow(
+        "baret_sweep",
+        "06 BARET sweep - pick from a grid",
+        """\
+Rows are *etas*, columns *tau_sa*. Write the best cell's number into *Pick Edit* and run again. Too much is lost: \
+add higher taus. Too little changes: lower etas.""",
+    )
+    source = _world(w, SCENE_TEXT)
+    w.stage("2 Sweep", 560)
+    ttis = _invert(w, source, folded=True)
+    sweep = _edit(
+        w,
+        "BaretEditSweep",
+        source.model,
+        ttis,
+        vae=source.vae,
+        eta_ranges="1, 0.8-0.1, 0.4-0",
+        tau_sa="0.1, 0.2, 0.3, 0.4",
+    )
+    w.stage("3 Pick", 280)
+    picked = w.add("BaretPickEdit", edits=sweep["edits"], number=12)
+    _saved(w, source, picked["image"], "sweep", "The picked one", room=150)
+    return w
+
+
+def baret_invert_once() -> Workflow:
+    w = Workflow(
+        "baret_invert_once",
+        "07 BARET invert once, edit often",
+        """\
+The inversion is the slow part. It is saved: *Load Inversion* reads it back on another day. Change the second text \
+and run again: the inversion is not repeated.""",
+    )
+    source = _world(w, SHORT_TEXT)
+    w.stage("2 Invert", 270)
+    ttis = _invert(w, source)
+    w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
+    w.stage("3 Edit twice", 270)
+    first = _edit(w, "BaretAutoEdit", source.model, ttis)
+    words = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text="a red dog")
+    other = w.add(
+        "BaretTransitionEmbedding",
+        folded=True,
+        embeddings=ttis["embeddings"],
+        positive=words["CONDITIONING"],
+    )
+    second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="Edit by the other text", folded=True)
+    w.stage("4 Look", 360)
+    one, two = (_decoded(w, source.vae, auto["edit"]) for auto in (first, second))
+    pictures = {"before": source.image, "first text": one, "second text": two}
+    _side_by_side(w, "Before and both edits", pictures, 2, room=280)
+    _saved(w, source, one, "first", "First edit", folded=True)
+    _saved(w, source, two, "second", "Second edit", folded=True)
+    return w
+
+
+def baret_maps() -> Workflow:
+    w = Workflow(
+        "baret_maps",
+        "08 BARET maps - where each word looks",
+        """\
+Heat over the picture for each word. The word of a new pose should be hot where the pose comes, in the transition.
+It is hot at the old place alone: lower *eta_start*. A word that should stay moves: raise *eta_start* or *tau_sa*.""",
+    )
+    source = _world(w, SCENE_TEXT, shared_text=True)
+    w.stage("2 Words, blend", 250)
+    ttis = _invert(w, source, folded=True)
+    words = w.add("PrimitiveString", "Words to look for", value="dog, lying, snow, tree")
+    transition = _transition(w, source, ttis)
+    w.stage("3 Look", 380)
+    maps = _edit(
+        w,
+        "BaretAttentionMaps",
+        source.model,
+        ttis,
+        transition,
+        clip=source.clip,
+        vae=source.vae,
+        text=source.target["STRING"],
+        words=words["STRING"],
+        folded=True,
+    )
+    report = w.add(
+        "BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"]
+    )
+    w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps", room=330)
+    w.column(250)
+    w.add("PreviewImage", "How the inversion went", images=report["report"], room=230)
     return w
 
 
 def baret_stock_sampler() -> Workflow:
-    w = Workflow("baret_stock_sampler")
-    source = _world(w, SCENE_TEXT)
-    ttis = _invert(w, source)
-    transition = _transition(w, source, ttis)
-    w.stage(
-        "4. Hand over to a stock sampler",
+    w = Workflow(
+        "baret_stock_sampler",
+        "10 BARET in a stock sampler",
         """\
-`Embeddings to Sampler` turns an inversion into what stock nodes take: a conditioning with one entry per step,
-the noise levels, and the picture's own noise to start from. Any node for conditionings or sampling can be put
-in between.
-
-`process` says what is sampled: `reconstruction` gives the picture of stage 2 again, `transition` the blend of
-stage 3, `target` the plain text from the picture's noise. For the full edit with shared attention use
-`baret_edit`.
-
-Keep the sampler at **euler**, the noise **disabled** and the cfg at that of the inversion.""",
+*Embeddings to Sampler* turns an inversion into what stock nodes take. Keep *euler*, no noise, the inversion's cfg.
+*process* reconstruction gives the picture again, transition the blend, target the plain text from its noise.""",
     )
-    sampler_inputs = w.add(
+    source = _world(w, SCENE_TEXT)
+    w.stage("2 Invert, blend", 270)
+    ttis = _invert(w, source, folded=True)
+    transition = _transition(w, source, ttis)
+    handed = w.add(
         "BaretToSampler", embeddings=transition["embeddings"], trajectory=ttis["trajectory"], process="reconstruction"
     )
+    w.stage("3 Stock nodes", 270)
     guider = w.add(
         "CFGGuider",
         model=source.model,
-        positive=sampler_inputs["positive"],
-        negative=sampler_inputs["negative"],
+        positive=handed["positive"],
+        negative=handed["negative"],
         cfg=7.5,
     )
-    w.column()
-    noise = w.add("DisableNoise")
+    noise = w.add("DisableNoise", folded=True)
     sampler = w.add("KSamplerSelect", sampler_name="euler")
-    w.stage("5. Sample", "The picture should be the one of stage 2 while `process` is `reconstruction`.")
     sampled = w.add(
         "SamplerCustomAdvanced",
         noise=noise["NOISE"],
         guider=guider["GUIDER"],
         sampler=sampler["SAMPLER"],
-        sigmas=sampler_inputs["sigmas"],
-        latent_image=sampler_inputs["latent"],
+        sigmas=handed["sigmas"],
+        latent_image=handed["latent"],
     )
-    decoded = w.add("VAEDecode", samples=sampled["output"], vae=source.vae)
-    w.add("SaveImage", "Sampled by stock nodes", images=decoded["IMAGE"], filename_prefix="baret/stock")
-    return w
-
-
-def baret_sweep() -> Workflow:
-    w = Workflow("baret_sweep")
-    source = _world(w, SCENE_TEXT)
-    ttis = _invert(w, source)
-    w.stage(
-        "3. All dials at once",
-        """\
-The best `eta` and `tau_sa` differ from picture to picture. Here each row is an eta, each column a tau, and your
-picture stands in the corner; rows appear as they are done.
-
-- **Pick the best cell** and put its numbers into *Transition Embedding* and *BAM Edit* of `baret_edit`.
-- Nothing keeps enough of the picture: add higher taus (0.5). Nothing changes enough: add lower etas (0.2-0).""",
-    )
-    sweep = w.add(
-        "BaretEditSweep",
-        model=source.model,
-        trajectory=ttis["trajectory"],
-        embeddings=ttis["embeddings"],
-        vae=source.vae,
-        eta_ranges="1, 0.8-0.1, 0.4-0",
-        tau_sa="0.1, 0.2, 0.3, 0.4",
-    )
-    w.column()
-    w.add("SaveImage", "All edits", images=sweep["grid"], filename_prefix="baret/sweep")
-    return w
-
-
-def baret_maps() -> Workflow:
-    w = Workflow("baret_maps")
-    source = _world(w, SCENE_TEXT)
-    ttis = _invert(w, source)
-    w.stage(
-        "3. Look back, and blend",
-        """\
-*Inversion Report*: a line far above the dashed threshold, or one that climbs: raise `iterations` to 3. Bright
-spots are what an edit cannot keep.
-
-*Transition Embedding* as in `baret_edit`.""",
-    )
-    w.add("BaretInversionReport", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
-    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
-    w.stage(
-        "4. Where does each word look?",
-        """\
-Heat over the picture, for each of `words` (empty: all): in the reconstruction, the transition and the edit. A
-word that is to change the pose should be hot **where the new pose is**, in the transition already.
-
-- It looks only at the old place: lower `eta_start`.
-- A word that should stay (tree, snow) moves: raise `eta_start`, or `tau_sa`.""",
-    )
-    maps = w.add(
-        "BaretAttentionMaps",
-        model=source.model,
-        trajectory=ttis["trajectory"],
-        embeddings=transition["embeddings"],
-        clip=source.clip,
-        vae=source.vae,
-        text=SCENE_TEXT,
-        words="dog, lying, snow, tree",
-    )
-    w.column()
-    w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps")
+    w.stage("4 Look", 360)
+    redrawn = _decoded(w, source.vae, ttis["reconstruction"])
+    stock = _decoded(w, source.vae, sampled["output"])
+    pictures = {"before": source.image, "TTIS Inversion": redrawn, "stock nodes": stock}
+    _side_by_side(w, "All three", pictures, 2, room=270)
+    _saved(w, source, stock, "stock", "Sampled by stock nodes", folded=True)
     return w
 
 
 def baret_lora_controlnet() -> Workflow:
-    w = Workflow("baret_lora_controlnet")
-    source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
-    w.stage(
-        "2. LoRA and ControlNet",
+    w = Workflow(
+        "baret_lora_controlnet",
+        "11 BARET with LoRA and ControlNet on a photo",
         """\
-What is on the model and on the text counts in the inversion *and* in the edit, so both stay in step.
-
-- **LoRA**: choose one for SD1.x in *Load LoRA* of stage 1.
-- **ControlNet** hangs on the target text. With the picture's own edges it holds the shapes; with a drawing of
-the new pose as its image it asks for that.
-- Without one of them: right-click it and choose *Bypass*.""",
+A LoRA on the model and a ControlNet on the text count in the inversion and in the edit alike. Without one: *Bypass*.
+The picture's own edges hold the shapes; a drawing of the new pose as the image of the ControlNet asks for that.""",
     )
+    source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
+    w.stage("2 ControlNet", 230)
     net = w.add("ControlNetLoader", control_net_name=CONTROLNET["name"], download=CONTROLNET)
-    edges = w.add("Canny", image=source.image)
+    edges = w.add("Canny", folded=True, image=source.image)
     controlled = w.add(
         "ControlNetApplyAdvanced",
-        positive=source.target,
+        positive=source.positive,
         negative=source.negative,
         control_net=net["CONTROL_NET"],
         image=edges["IMAGE"],
         strength=0.6,
     )
-    source = replace(source, target=controlled["positive"], negative=controlled["negative"])
-    ttis = _invert(w, source, "3. Invert")
-    w.stage("4. Edit", RIGID_NOTE)
-    _edit(w, source, ttis, ttis, "lora_controlnet")
-    return w
-
-
-def baret_invert_once() -> Workflow:
-    w = Workflow("baret_invert_once")
-    source = _world(w, SCENE_TEXT)
-    ttis = _invert(w, source)
-    w.stage(
-        "3. Keep the inversion",
-        """\
-Writes the inversion to the output folder. `Load Inversion` reads it back in another workflow or on another day,
-in place of stage 2, with the same checkpoint.""",
-    )
-    w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
-    w.stage("4. The edit it was inverted for", "As in `baret_edit`: blend, then sample with shared attention.")
-    first = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"], **source.etas)
-    _edit(w, source, ttis, first, "first", "First edit")
-    w.stage(
-        "5. Another text, the same inversion",
-        """\
-Another target text goes into `positive` of Transition Embedding. **The inversion is not run again**: change
-this text and queue as often as you like. It works best for texts close to the one that was inverted with.""",
-    )
-    other = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text=SCENE_TEXT.replace("blue", "red"))
-    second = w.add(
-        "BaretTransitionEmbedding", embeddings=ttis["embeddings"], positive=other["CONDITIONING"], **source.etas
-    )
-    _edit(w, source, ttis, second, "second", "Second edit")
+    source = replace(source, positive=controlled["positive"], negative=controlled["negative"])
+    ttis = _invert(w, source, folded=True)
+    bam = _edit(w, "BaretBAMEdit", source.model, ttis, folded=True)
+    w.stage("3 Look", 370)
+    edited = _decoded(w, source.vae, bam["edit"])
+    redrawn = _decoded(w, source.vae, ttis["reconstruction"])
+    pictures = {"before": source.image, "reconstruction": redrawn, "edit": edited}
+    _side_by_side(w, "Before, reconstruction, edit", pictures, 2, room=270)
+    _saved(w, source, edited, "lora_controlnet", folded=True)
     return w
 
 
 def baret_compare() -> Workflow:
     """One picture and one text through BARET and the methods it is measured against, side by side."""
-    w = Workflow("baret_compare")
-    w.stage(
-        "1. Model, picture, words",
+    w = Workflow(
+        "baret_compare",
+        "09 BARET compare - six methods",
         """\
-**Press Run**: it works as it is, with nothing to download. The same picture and the same words go through five
-methods; the grid on the right shows all.
-
-- **Target text** is what the picture should become. The three methods in the middle also need a text of the
-picture *as it is*: the caption of the scene, for a photo your own description.
-- **Your own photo**: put *Load Checkpoint*, *Load Image* and *VAE Encode* in place of *Load Drawn World* and
-*Drawn Scene*; then set `steps` to 50 and `first_block` to 10.""",
+One picture, one text, six methods. Another text or *seed*: run again.""",
     )
-    loader = w.add("BaretWorldLoader")
-    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
-    w.add("PreviewImage", "Before", images=scene["image"])
-    w.column()
-    words = w.add("PrimitiveStringMultiline", "Target text", value=SCENE_TEXT)
-    target = w.add("CLIPTextEncode", "Target", clip=loader["clip"], text=words["STRING"])
-    described = w.add("CLIPTextEncode", "The picture as it is", clip=loader["clip"], text=scene["caption"])
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=loader["clip"], text="")
-    latent = w.add("VAEEncode", pixels=scene["image"], vae=loader["vae"])
-    steps = WORLD_INVERSION["steps"]
-    inverted = {"model": loader["model"], "negative": negative["CONDITIONING"], "latent": latent["LATENT"]}
-    texts = {"clip": loader["clip"], "target_text": words["STRING"]}
-
-    w.stage("2. BARET", "Tunes the *target* text; needs no text of the picture. Stages as in `baret_edit`.")
-    ttis = w.add(
-        "BaretTTISInversion",
-        positive=target["CONDITIONING"],
-        **inverted,
-        **WORLD_INVERSION,
-        step_rule="adam",
-        iterations=5,
-        learning_rate=0.01,
-    )
-    transition = w.add("BaretTransitionEmbedding", embeddings=ttis["embeddings"])
-    bam = w.add(
-        "BaretBAMEdit", model=loader["model"], trajectory=ttis["trajectory"], embeddings=transition["embeddings"]
-    )
-
-    w.stage(
-        "3. Null-text inversion, prompt-to-prompt",
-        """\
-Tunes the *negative*; words that both texts have keep the attention they have in the picture. `step_rule` adam
-with 10 `iterations` is the published one: closer, and four times as slow.""",
-    )
-    null = w.add(
-        "BaretNullTextInversion",
-        positive=described["CONDITIONING"],
-        **inverted,
-        steps=steps,
-        iterations=1,
-        step_rule="secant_memory",
-    )
-    p2p = w.add(
+    source = _world(w, SCENE_TEXT, shared_text=True)
+    scene, steps = source.image.node, WORLD_INVERSION["steps"]
+    described = w.add("CLIPTextEncode", "The picture as it is", folded=True, clip=source.clip, text=scene["caption"])
+    as_it_is = {
+        "folded": True,
+        "model": source.model,
+        "positive": described["CONDITIONING"],
+        "negative": source.negative,
+        "latent": source.latent,
+        "steps": steps,
+    }
+    by_texts = {"folded": True, "clip": source.clip, "target_text": source.target["STRING"]}
+    ttis = _invert(w, source, folded=True)
+    auto = _edit(w, "BaretAutoEdit", source.model, ttis, folded=True)
+    transition = _transition(w, source, ttis, folded=True)
+    bam = _edit(w, "BaretBAMEdit", source.model, ttis, transition, folded=True)
+    null = w.add("BaretNullTextInversion", **as_it_is, iterations=1, step_rule="secant_memory")
+    p2p = _edit(
+        w,
         "BaretPromptToPromptEdit",
-        model=loader["model"],
-        trajectory=null["trajectory"],
-        embeddings=null["embeddings"],
-        **texts,
+        source.model,
+        null,
+        **by_texts,
         source_text=scene["caption"],
         self_share=0.4,
         blend_words="dog",
     )
-
-    w.stage("4. Direct inversion, MasaCtrl", "Nothing is tuned; the new layout is filled with the picture's content.")
-    direct = w.add("BaretInversion", positive=described["CONDITIONING"], **inverted, steps=steps)
-    masactrl = w.add(
-        "BaretMasaCtrlEdit",
-        model=loader["model"],
-        trajectory=direct["trajectory"],
-        embeddings=direct["embeddings"],
-        **texts,
-        start_step=2,
-        first_block=5,
-    )
-
-    w.stage(
-        "5. Stock nodes: SDEdit, Blended Diffusion",
-        """\
-**SDEdit** adds noise (`denoise`) and samples the target text. **Blended Diffusion** samples it from noise
-inside a mask and keeps the picture around it, at every step.""",
-    )
+    direct = w.add("BaretInversion", **as_it_is)
+    masactrl = _edit(w, "BaretMasaCtrlEdit", source.model, direct, **by_texts, start_step=2, first_block=5)
     stock = {
-        "model": loader["model"],
-        "positive": target["CONDITIONING"],
-        "negative": negative["CONDITIONING"],
+        "folded": True,
+        "model": source.model,
+        "positive": source.positive,
+        "negative": source.negative,
         "seed": 0,
         "steps": steps,
         "cfg": 7.5,
         "sampler_name": "euler",
         "scheduler": "ddim_uniform",
     }
-    sdedit = w.add("KSampler", "SDEdit", **stock, latent_image=latent["LATENT"], denoise=0.7)
-    w.column()
-    grown = w.add("GrowMask", mask=scene["mask"], expand=24, tapered_corners=True)
-    inside = w.add("SetLatentNoiseMask", samples=latent["LATENT"], mask=grown["MASK"])
+    sdedit = w.add("KSampler", "SDEdit", **stock, latent_image=source.latent, denoise=0.7)
+    grown = w.add("GrowMask", folded=True, mask=scene["mask"], expand=24, tapered_corners=True)
+    inside = w.add("SetLatentNoiseMask", folded=True, samples=source.latent, mask=grown["MASK"])
     blended = w.add("KSampler", "Blended Diffusion", **stock, latent_image=inside["LATENT"], denoise=1.0)
-
-    w.stage(
-        "6. Side by side",
-        """\
-Which keeps the picture, and which obeys the text? Change the target text, or the scene's `seed` (then also the
-text), and run again.""",
-    )
-    pictures = [scene["image"]]
-    for edit in (bam["edit"], p2p["edit"], masactrl["edit"], sdedit["LATENT"], blended["LATENT"]):
-        pictures.append(w.add("VAEDecode", samples=edit, vae=loader["vae"])["IMAGE"])
-    w.column()
-    grid = w.add(
-        "BaretLabelledGrid",
-        labels="the picture\nBARET\nnull-text + prompt-to-prompt\ndirect + MasaCtrl\nSDEdit\nBlended Diffusion",
-        **{f"image_{number}": picture for number, picture in enumerate(pictures, 1)},
-    )
-    w.add("SaveImage", "All methods", images=grid["grid"], filename_prefix="baret/compare")
+    edits = {
+        "Auto Edit": auto["edit"],
+        "BARET": bam["edit"],
+        "null-text + prompt-to-prompt": p2p["edit"],
+        "direct + MasaCtrl": masactrl["edit"],
+        "SDEdit": sdedit["LATENT"],
+        "Blended Diffusion": blended["LATENT"],
+    }
+    pictures = {"the picture": source.image}
+    pictures |= {name: _decoded(w, source.vae, edit) for name, edit in edits.items()}
+    w.folded_columns = 5
+    w.stage("2 Look", 900)
+    grid = _side_by_side(w, "All methods", pictures, 4, room=280)
+    w.add("SaveImage", "Save all", folded=True, images=grid.inputs["images"], filename_prefix="baret/compare")
     return w
 
 
 def baret_blueprint() -> Blueprint:
     """The whole edit as one node."""
-    w = Workflow("BARET Edit")
-    model, clip, vae = Face("model"), Face("clip"), Face("vae")
-    w.stage(
-        "1. Picture and words",
-        """\
-The picture is brought to `megapixels` with its proportions kept. The target text is the one on the node's face.""",
-    )
-    scaled = w.add(
-        "ImageScaleToTotalPixels",
-        image=Face("image"),
-        upscale_method="lanczos",
-        megapixels=Face("megapixels", 0.25),
-        resolution_steps=64,
-    )
-    latent = w.add("VAEEncode", pixels=scaled["IMAGE"], vae=vae)
-    w.column()
+    w = Workflow("baret_blueprint", "BARET Edit", "The target text is the one on the node's face.")
+    model, clip, vae, image = Face("model"), Face("clip"), Face("vae"), Face("image")
+    w.stage("1 Picture and words")
     target = w.add("CLIPTextEncode", "Target text", clip=clip, text=Face("text", ""))
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", clip=clip, text="")
-    w.stage("2. Invert", INVERT_NOTE)
+    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=clip, text="")
+    fitted = w.add("BaretFitPicture", image=image, megapixels=Face("megapixels"))
+    latent = w.add("VAEEncode", pixels=fitted["image"], vae=vae)
     cfg = Face("cfg")
+    w.stage("2 Invert")
     ttis = w.add(
         "BaretTTISInversion",
         model=model,
@@ -603,48 +544,81 @@ The picture is brought to `megapixels` with its proportions kept. The target tex
         iterations=Face("iterations"),
         cfg=cfg,
     )
-    redrawn = w.add("VAEDecode", samples=ttis["reconstruction"], vae=vae)
-    w.stage("3. Let the shape change", TRANSITION_NOTE)
-    transition = w.add(
-        "BaretTransitionEmbedding", embeddings=ttis["embeddings"], eta_start=Face("eta_start"), eta_end=Face("eta_end")
-    )
-    w.stage("4. Edit", EDIT_NOTE)
-    bam = w.add(
-        "BaretBAMEdit",
-        model=model,
-        trajectory=ttis["trajectory"],
-        embeddings=transition["embeddings"],
-        tau_sa=Face("tau_sa"),
-        tau_ca=Face("tau_ca"),
+    redrawn = _decoded(w, vae, ttis["reconstruction"])
+    w.stage("3 Edit")
+    auto = _edit(
+        w,
+        "BaretAutoEdit",
+        model,
+        ttis,
+        seed=Face("seed"),
+        effort=Face("effort"),
+        keep=Face("keep"),
         cfg=cfg,
+        mask=Face("mask"),
     )
-    edited = w.add("VAEDecode", samples=bam["edit"], vae=vae)
-    faces = "image model clip vae text eta_start eta_end tau_sa tau_ca cfg steps iterations megapixels"
+    edited = _decoded(w, vae, auto["edit"])
     return Blueprint(
         workflow=w,
-        faces=tuple(faces.split()),
-        outputs={"edit": edited["IMAGE"], "reconstruction": redrawn["IMAGE"]},
+        faces=tuple("image model clip vae mask text seed effort keep cfg steps iterations megapixels".split()),
+        outputs={"edit": edited, "reconstruction": redrawn, "mask": auto["mask"], "report": auto["report"]},
         description=(
-            "Edits a picture by words alone: write what it should become. "
-            "Set both etas to 1 where shapes should stay. SD1.x and SD2.x models."
+            "Edits a picture by words alone: write what is in it and what is new (a dog lying). "
+            "SD1.x and SD2.x models."
         ),
-        aliases=("BARET", "edit", "inversion", "prompt to prompt", "DDIM", "real image"),
+        aliases=("BARET", "edit", "image editing", "photo", "pose", "change", "inversion", "real image"),
     )
 
 
 WORKFLOWS = (
-    baret_auto_edit,
     baret_edit,
     baret_edit_photo,
+    baret_paper,
     baret_rigid_edit,
     baret_masked_edit,
-    baret_invert_once,
     baret_sweep,
+    baret_invert_once,
     baret_maps,
+    baret_compare,
     baret_stock_sampler,
     baret_lora_controlnet,
-    baret_compare,
 )
+TITLES = {build.__name__: build().title for build in WORKFLOWS}
+
+
+# --- examples in the form for programs, on other models and pictures --------------------------------------------------
+
+
+def _only(prompt: dict, class_type: str) -> str:
+    """The id of the one node of a class."""
+    (id,) = (id for id, node in prompt.items() if node["class_type"] == class_type)
+    return id
+
+
+def picture_of(prompt: dict) -> str:
+    """The id of the node whose first output is the picture of an example on the drawn world."""
+    return _only(prompt, "BaretWorldScene")
+
+
+def show_picture(prompt: dict, title: str = "Before") -> None:
+    """Show the picture that is edited as well."""
+    inputs = {"images": [picture_of(prompt), 0]}
+    prompt["before"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": title}}
+
+
+def use_checkpoint(prompt: dict, name: str) -> None:
+    """Put a checkpoint in place of the drawn world: both loaders give model, clip and vae in this order."""
+    prompt[_only(prompt, "BaretWorldLoader")].update(class_type="CheckpointLoaderSimple", inputs={"ckpt_name": name})
+    for node in prompt.values():
+        if node["class_type"] == "ImageScaleBy":
+            node["inputs"]["scale_by"] = 1.0  # a photo is large enough to be looked at
+
+
+def use_picture(prompt: dict, name: str, side: int) -> None:
+    """Put an uploaded picture in place of the drawn scene, at most of the area of a square of ``side`` pixels."""
+    prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": name}, "_meta": {"title": "Your picture"}}
+    inputs = {"image": ["picture", 0], "megapixels": side**2 / 1024**2}
+    prompt[picture_of(prompt)].update(class_type="BaretFitPicture", inputs=inputs, _meta={"title": "Fit Picture"})
 
 
 def files(info: dict) -> dict[Path, str]:
@@ -652,7 +626,7 @@ def files(info: dict) -> dict[Path, str]:
     made = {BLUEPRINTS / "BARET Edit.json": _text(canvas.blueprint_form(baret_blueprint(), info))}
     for build in WORKFLOWS:
         workflow = build()
-        made[FOLDER / f"{workflow.name}.json"] = _text(canvas.ui_form(workflow, info))
+        made[FOLDER / f"{workflow.title}.json"] = _text(canvas.ui_form(workflow, info))
         made[API_FOLDER / f"{workflow.name}.json"] = _text(canvas.api_form(workflow, info))
     return made
 

@@ -36,6 +36,21 @@ def with_heat(picture: Image.Image, heat: Tensor) -> Image.Image:
     return Image.fromarray((0.35 * grey + 0.65 * colours).round().astype(np.uint8))
 
 
+def fitted(picture: Image.Image, pixels: float, step: int) -> Image.Image:
+    """The picture with about ``pixels`` pixels in all, its proportions kept to multiples of ``step``; never enlarged.
+
+    A side below ``step`` becomes ``step``, since no smaller multiple is left.
+    """
+    scale = min(1.0, (pixels / (picture.width * picture.height)) ** 0.5)
+    width, height = (_multiple(scale * side, side, step) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _multiple(length: float, most: int, step: int) -> int:
+    """The multiple of ``step`` nearest to a length, at most ``most``, at least ``step``."""
+    return max(step, min(round(length / step), most // step) * step)
+
+
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -88,11 +103,12 @@ def grid(
     cells: list[list[Image.Image | None]],
     corner_label: str = "source",
     side: int = 512,
+    first: int | None = None,
 ) -> Image.Image:
     """A grid of pictures of one size, a label over each column and beside each row, one more picture at the top left.
 
     cells: ``[rows][columns]``, None where there is no picture yet. Labels may hold line breaks. corner: the picture at
-    the top left. side: longest side of a cell.
+    the top left. side: longest side of a cell. first: the number of the first cell, if they are to be numbered.
     """
     shrink = min(1.0, side / max(corner.size))
     width, height = (max(1, round(shrink * length)) for length in corner.size)
@@ -121,7 +137,19 @@ def grid(
         put_label(0, row, label)
         for column, picture in enumerate(pictures, 1):
             put_picture(column, row, picture)
+            if first is not None:
+                _put_number(draw, places.at(column, row), first + (row - 1) * len(columns) + column - 1, height)
     return sheet
+
+
+def _put_number(draw: ImageDraw.ImageDraw, at: tuple[int, int], number: int, height: int) -> None:
+    """A number on a dark ground, at the top left of a cell."""
+    left, top = at
+    font = ImageFont.load_default(max(10, 0.12 * height))
+    side = round(1.5 * font.size)
+    width = max(side, round(font.getlength(str(number)) + 0.5 * font.size))
+    draw.rectangle((left, top, left + width, top + side), fill=BACKGROUND)
+    draw.text((left + width / 2, top + side / 2), str(number), fill=TEXT, font=font, anchor="mm")
 
 
 def _put_corner(sheet: Image.Image, picture: Image.Image, label: str, width: int, height: int) -> None:

@@ -25,6 +25,7 @@ import safetensors
 import torch
 
 from ..world.codec import Codec
+from .remarks import remark
 
 FORMAT = "1"  # changes when an old file no longer fits this code
 WEIGHTS = Path(__file__).resolve().parents[1] / "world" / "world.safetensors"
@@ -197,6 +198,14 @@ class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
 
     def __init__(self, embedding_directory, tokenizer_data):
         super().__init__(embedding_directory, tokenizer_data, tokenizer=_Windows)
+        self._words = frozenset(tokenizer_data["words"])
+
+    def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
+        """As the host does; the node that encodes a text says which of its words are unknown."""
+        if not return_word_ids and (words := re.findall("[a-z]+", text.lower())):
+            unknown = dict.fromkeys(word for word in words if word not in self._words)
+            remark(f"This model does not know: {', '.join(unknown)}" if unknown else "This model knows all the words.")
+        return super().tokenize_with_weights(text, return_word_ids, **kwargs)
 
 
 class WordTextModel(comfy.clip_model.CLIPTextModel):

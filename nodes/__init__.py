@@ -7,6 +7,7 @@ from .inversion import BaretInversion, BaretNullTextInversion, BaretTTISInversio
 from .maps import BaretAttentionMaps
 from .masactrl import BaretMasaCtrlEdit
 from .metrics import BaretEditMetrics
+from .picture import BaretFitPicture, BaretPickEdit
 from .prompt_to_prompt import BaretPromptToPromptEdit
 from .report import BaretInversionReport
 from .sampler import BaretToSampler
@@ -32,6 +33,8 @@ NODES = [
     BaretEditSweep,
     BaretAttentionMaps,
     BaretLabelledGrid,
+    BaretFitPicture,
+    BaretPickEdit,
     BaretWorldLoader,
     BaretWorldScene,
 ]

@@ -4,8 +4,9 @@ from functools import partial
 
 from comfy_api.latest import io, ui
 
-from ..baret_ops.edits.auto_edit import CANDIDATES, auto_edit
+from ..baret_ops.edits.auto_edit import CANDIDATES, AutoEdit, auto_edit
 from ..host import conditioning, wires
+from ..host.remarks import remark
 from . import inputs
 from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
 
@@ -22,7 +23,7 @@ class BaretAutoEdit(io.ComfyNode):
             category=CATEGORY,
             description="Edits by a text that says only what is in the picture and what is new, with no dial to set: "
             "tries a few edits side by side, and the model itself picks the one that obeys and changes least.",
-            search_aliases=[*SEARCH_ALIASES, "photo", "pose", "change", "automatic"],
+            search_aliases=[*SEARCH_ALIASES, "automatic"],
             inputs=[
                 *inputs.edit_sockets(),
                 inputs.seed("Which fresh noise the candidates try. Another seed is another try."),
@@ -71,10 +72,13 @@ class BaretAutoEdit(io.ComfyNode):
             seed=seed,
             regroup=not conditioning.carries_rows(embeddings.positive_options),
         )
+        if mask is not None and not mask.any():
+            mask = None  # Load Image gives a black one where nothing is painted
         with errors_of(cls):
             found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
             tried = found.candidates.transpose(0, 1).flatten(0, 1)
             report = found.report()
+            remark(_in_short(found, keep))
             return io.NodeOutput(
                 wires.latent_out(trajectory.family, found.edit),
                 wires.mask_out(found.mask),
@@ -82,3 +86,16 @@ class BaretAutoEdit(io.ComfyNode):
                 report,
                 ui=ui.PreviewText(report),
             )
+
+
+def _in_short(found: AutoEdit, keep: float) -> str:
+    """What came of the candidates, for under the node: a line for each picture."""
+    tried, obeyed = (~found.scores.isnan()).sum(0), (found.scores >= 1 - keep).sum(0)
+    lines = []
+    for b, number in enumerate(found.chosen):
+        taken = f"taken: {found.names[int(number)]}"
+        if found.good[b]:
+            lines.append(f"{int(obeyed[b])} of {int(tried[b])} candidates obey; {taken}.")
+        else:
+            lines.append(f"None of {int(tried[b])} candidates obeys: try another seed, more effort, other words. {taken}")
+    return "\n".join(lines)

@@ -5,7 +5,9 @@ from functools import partial
 from comfy_api.latest import io
 
 from ..baret_ops.edits.bam import bam
+from ..baret_ops.report import edit_in_short
 from ..host import wires
+from ..host.remarks import remark
 from . import inputs
 from .common import CATEGORY, SEARCH_ALIASES, errors_of, most_tokens, run_edit
 
@@ -75,4 +77,5 @@ class BaretBAMEdit(io.ComfyNode):
         )
         with errors_of(cls):
             edited, changed = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
+            remark(edit_in_short(edited, trajectory))
             return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

@@ -13,7 +13,19 @@ from ..baret_ops.values import Embeddings, Trajectory, require_match
 from ..host import conditioning, memory, models, run, wires
 
 CATEGORY = "BARET"
-SEARCH_ALIASES = ["BARET", "edit", "image editing", "inversion", "DDIM", "prompt to prompt", "real image", "null text"]
+SEARCH_ALIASES = [
+    "BARET",
+    "edit",
+    "image editing",
+    "photo",
+    "pose",
+    "change",
+    "inversion",
+    "DDIM",
+    "prompt to prompt",
+    "real image",
+    "null text",
+]
 
 
 @contextmanager

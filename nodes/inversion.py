@@ -12,7 +12,9 @@ from ..baret_ops.inversions.methods import (
 )
 from ..baret_ops.inversions.step_rules import NULL_TEXT_RULES, STEP_RULES
 from ..baret_ops.inversions.tuning import StopRule
+from ..baret_ops.report import inversion_in_short
 from ..host import conditioning, models, run, wires
+from ..host.remarks import remark
 from . import inputs
 from .common import CATEGORY, SEARCH_ALIASES, errors_of
 
@@ -55,6 +57,7 @@ def _invert(model, problem: Problem, inversion: Inversion) -> io.NodeOutput:
         gradients=inversion.needs_gradients,
     )
     trajectory, embeddings = trajectory.to(wires.device()), embeddings.to(wires.device())
+    remark(inversion_in_short(trajectory))
     return io.NodeOutput(trajectory, embeddings, wires.latent_out(problem.family, trajectory.latents[-1]))
 
 

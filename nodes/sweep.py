@@ -58,12 +58,12 @@ class BaretEditSweep(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "grid",
-                    tooltip="All edits with their etas and taus, the picture in the corner; "
+                    tooltip="All edits with their numbers, etas and taus, the picture in the corner; "
                     "one grid per image of a batch. Cells are at most 512 pixels wide.",
                 ),
                 io.Image.Output(
                     "edits",
-                    tooltip="The edits alone at full size, row by row; of a batch, one image's after another's.",
+                    tooltip="The edits alone at full size, in the order of their numbers, for Pick Edit.",
                 ),
             ],
         )
@@ -146,7 +146,8 @@ class _Sheet:
             cells.append([to_pil(cell[image]) for cell in row])
         for _ in range(len(self._etas) - len(self._rows)):
             cells.append([None for _ in self._columns])
-        return grid(to_pil(self._source[image]), self._columns, self._etas, cells, self._corner)
+        first = 1 + image * len(self._etas) * len(self._columns)
+        return grid(to_pil(self._source[image]), self._columns, self._etas, cells, self._corner, first=first)
 
     def edits(self) -> Tensor:
         """All edits ``[B*rows*columns,H,W,3]``, one image's after another's, row by row."""

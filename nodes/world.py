@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from ..host.remarks import remark
 from ..world import scenes
 from .common import CATEGORY, SEARCH_ALIASES, errors_of
 
@@ -61,7 +62,7 @@ class BaretWorldScene(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**32 - 1,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Which scene: every number is another one, and always the same.",
                 ),
                 *(_choice(name) for name in _CHOICES),
@@ -87,4 +88,6 @@ class BaretWorldScene(io.ComfyNode):
             fixed = {name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
             scene = replace(scene, **fixed)
             picture, mask = scenes.render([scene])[:2]
-            return io.NodeOutput(picture, scenes.plain_caption(scene), mask)
+            caption = scenes.plain_caption(scene)
+            remark(caption)
+            return io.NodeOutput(picture, caption, mask)

@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 import workflows
 
-NAMES = [build.__name__ for build in workflows.WORKFLOWS]
-TTIS, BAM = "TTIS Inversion", "BAM Edit"
+NAMES = list(workflows.TITLES)
+TTIS, AUTO = "TTIS Inversion", "Auto Edit"
 
 
 def shorten(page, **values):
@@ -64,7 +64,7 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
         "app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = argument", checkpoint.name
     )
     page.ask(
-        "app.graph.nodes.find(n => n.type === 'ImageScaleToTotalPixels')"
+        "app.graph.nodes.find(n => n.type === 'BaretFitPicture')"
         ".widgets.find(w => w.name === 'megapixels').value = 0.016"
     )
     shorten(page, steps=4)
@@ -85,13 +85,12 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
     page.queue()
     bar = page.page.get_by_test_id("queue-progress-overlay")
     bar.get_by_text("Total:").wait_for()
-    page.pictures("Edit")
     assert page.pictures("Before and after")[0][0] > 2 * 100
     moved, previews, bars = page.ask(
         "return [window.seen.progress, [...window.seen.previews].map(String), [...window.seen.bars]]"
     )
-    assert {TTIS, BAM} <= set(bars)
-    for title in (TTIS, BAM):
+    assert {TTIS, AUTO} <= set(bars)
+    for title in (TTIS, AUTO):
         assert (
             moved[seen[title]] == sorted(moved[seen[title]])
             and len(moved[seen[title]]) >= 4
@@ -134,10 +133,9 @@ def test_the_blueprint_is_an_edit_in_one_node(page):
     page.wait("node('BARET Edit')")
     assert page.ask("return node('BARET Edit').widgets.map(w => [w.name, w.value])") == [
         ["text", ""],
-        ["eta_start", 0.8],
-        ["eta_end", 0.1],
-        ["tau_sa", 0.3],
-        ["tau_ca", 0.6],
+        ["seed", 0],
+        ["effort", 3],
+        ["keep", 0.5],
         ["cfg", 7.5],
         ["steps", 50],
         ["iterations", 1],
@@ -150,10 +148,10 @@ def test_the_blueprint_is_an_edit_in_one_node(page):
         ['model', 'clip', 'vae'].forEach((name, slot) => loader.connect(slot, edit, into(name)));
         scene.connect(0, edit, into('image'));
         edit.connect(0, add('PreviewImage'), 0);
-        const values = { text: 'a blue cat', cfg: 5, steps: 3, megapixels: 0.016 };
+        const values = { text: 'a blue cat', cfg: 5, steps: 3 };
         for (const w of edit.widgets) if (w.name in values) w.value = values[w.name];
     """)
     queued = {entry["class_type"]: entry["inputs"] for entry in page.prompt().values()}
-    assert queued["BaretTTISInversion"]["cfg"] == queued["BaretBAMEdit"]["cfg"] == 5  # one dial for both
+    assert queued["BaretTTISInversion"]["cfg"] == queued["BaretAutoEdit"]["cfg"] == 5  # one dial for both
     page.queue()
-    assert page.pictures("Preview Image") == [[128, 128]]
+    assert page.pictures("Preview Image") == [[128, 128]], "a small picture is not enlarged"

@@ -29,7 +29,7 @@ def in_chinese(page):
     page.reload()
 
 
-@pytest.mark.parametrize("words", ["edit", "inversion", "prompt to prompt", "DDIM", "real image"])
+@pytest.mark.parametrize("words", ["edit", "inversion", "DDIM", "photo", "pose", "image editing"])
 def test_searching_finds_the_nodes(page, words):
     """In the search box of the canvas, and in the node library."""
     results = page.search(words)
@@ -47,20 +47,21 @@ def test_searching_finds_the_nodes(page, words):
 
 
 def test_the_help_panel_shows_the_page(page):
-    page.open_template("baret_edit")
+    page.open_template("baret_paper")
     text = open_help(page, TTIS).inner_text()
     assert text.startswith(TTIS) and "learning_rate" in text and "What can go wrong" in text
 
 
 def test_the_nodes_speak_chinese(in_chinese):
     page = in_chinese
-    page.open_template("baret_edit")
+    page.open_template("baret_paper")
     assert page.ask("return app.graph.nodes.filter(n => n.type.startsWith('Baret')).map(n => n.getTitle())") == [
         "加载绘图世界",
         "Your picture",
         "TTIS 反演",
         "过渡嵌入",
         "BAM 编辑",
+        "带标签网格",
     ]
     labels = page.ask(
         "return [...node('BAM 编辑').inputs, ...node('BAM 编辑').widgets].map(i => i.label ?? i.localized_name)"

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,16 @@ def test_a_help_page_for_every_node(pack):
             text = page.read_text(encoding="utf-8")
             for entry in node.define_schema().inputs:
                 assert f"`{entry.id}`" in text, f"{page} does not explain {entry.id}"
+
+
+def test_help_pages_fit_the_panel(pack):
+    """The panel cuts tables off at its usual width, and a link to another page leads nowhere in it."""
+    pages = (Path(pack.root.__file__).parent / pack.root.WEB_DIRECTORY / "docs").rglob("*.md")
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"^\|", text, re.MULTILINE), f"{page} has a table"
+        links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]*)\)", text)
+        assert all(link.startswith("https://") for link in links), f"{page} links to another page"
 
 
 @pytest.mark.parametrize("given, bound", [("steps", 1), ("iterations", -1)])

@@ -5,7 +5,7 @@ import json
 import pytest
 import workflows
 
-SIDE = 128  # pixels; the scaling node of the examples does not go much lower
+SIDE = 128  # pixels
 STEPS = 4
 
 
@@ -25,7 +25,7 @@ class Graph(dict):
 
     def add(self, class_type: str, **inputs) -> str:
         """Add a node; returns its id."""
-        id = str(max(map(int, self), default=0) + 1)
+        id = str(max((int(id) for id in self if id.isdigit()), default=0) + 1)
         self[id] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
         return id
 
@@ -34,7 +34,7 @@ class Graph(dict):
 
     def without_pictures(self) -> "Graph":
         """The same workflow without decoding, for tests that look at latents."""
-        drawn = ("VAEDecode", "PreviewImage", "SaveImage")
+        drawn = ("VAEDecode", "BaretLabelledGrid", "ImageScaleBy", "PreviewImage", "SaveImage")
         return Graph({id: node for id, node in self.copy().items() if node["class_type"] not in drawn})
 
 
@@ -89,13 +89,19 @@ def companions(client, checkpoint):
 
 @pytest.fixture
 def example(checkpoint):
-    """A committed example workflow, at a size and a number of steps for tests."""
+    """A committed example workflow, at a size and a number of steps for tests.
 
-    def load(name: str) -> Graph:
+    photo: with a checkpoint and a photo in place of the drawn world.
+    """
+
+    def load(name: str, photo: bool = False) -> Graph:
         graph = Graph(json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8")))
-        if graph.ids("CheckpointLoaderSimple"):
+        if photo:
+            workflows.use_checkpoint(graph, checkpoint.name)
+            workflows.use_picture(graph, workflows.PICTURE, SIDE)
+        elif graph.ids("CheckpointLoaderSimple"):
             graph.inputs("CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
-            graph.inputs("ImageScaleToTotalPixels")["megapixels"] = SIDE**2 / 1024**2
+            graph.inputs("BaretFitPicture")["megapixels"] = SIDE**2 / 1024**2
         graph.inputs("BaretTTISInversion").update(steps=STEPS, iterations=1)
         return graph
 

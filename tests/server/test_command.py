@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import comfyui
+import edit as command
+import pytest
 from PIL import Image
 
 DEV = Path(comfyui.__file__).parent
@@ -19,26 +21,76 @@ def edit(folder, *arguments):
     )
 
 
-def test_edit_writes_the_picture_and_the_strip(tmp_path):
-    done = edit(tmp_path, "--steps", "4", "--iterations", "1", "--text", "a blue cat", "--out", "out/cat.png")
+def test_an_edit_by_a_short_text(tmp_path):
+    done = edit(tmp_path, "--text", "a yellow dog", "--effort", "2", "--out", "out/dog.jpg")
     assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "out" / "cat.png") in done.stdout and "Edited by: a blue cat" in done.stdout
-    assert Image.open(tmp_path / "out" / "cat.png").size == (128, 128)
-    assert Image.open(tmp_path / "out" / "cat_strip.png").size == (3 * 128 + 16, 128)
+    assert str(tmp_path / "out" / "dog.jpg") in done.stdout and "Edited by: a yellow dog" in done.stdout
+    assert "how far each candidate obeys" in done.stdout, "the report of Auto Edit"
+    edited = Image.open(tmp_path / "out" / "dog.jpg")
+    assert (edited.format, edited.size) == ("JPEG", (512, 512)), "enlarged to be looked at"
+    assert Image.open(tmp_path / "out" / "dog_strip.png").size == (2 * 512 + 8, 512)
 
 
-def test_edit_takes_a_checkpoint_and_a_picture(checkpoint, tmp_path):
+def test_the_dials_of_the_paper(tmp_path):
+    few = ["--dials", "--steps", "4", "--iterations", "1"]
+    done = edit(tmp_path, *few, "--text", "a blue cat", "--out", "cat.png")
+    assert done.returncode == 0, done.stderr
+    assert "Edited by: a blue cat" in done.stdout and "how far each candidate obeys" not in done.stdout
+    assert Image.open(tmp_path / "cat_strip.png").size == (3 * 512 + 16, 512)
+
+
+def test_a_checkpoint_and_a_picture(checkpoint, tmp_path):
+    """The picture is shrunk to the size, with its proportions."""
     Image.new("RGB", (400, 200), "orange").save(tmp_path / "photo.jpg")
     what = ["--checkpoint", str(checkpoint), "--image", "photo.jpg", "--text", "a cat"]
-    small = ["--size", "128", "--steps", "2", "--iterations", "1"]
+    small = ["--dials", "--size", "128", "--steps", "2", "--iterations", "1"]
     done = edit(tmp_path, *what, *small)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "edited.png").size == (192, 64)
 
 
-def test_a_missing_file_is_said_before_anything_starts(tmp_path):
-    done = edit(tmp_path, "--checkpoint", "nowhere.safetensors")
-    assert done.returncode == 2 and "there is no file nowhere.safetensors" in done.stderr
+def test_a_picture_without_a_checkpoint(tmp_path):
+    """It is shrunk to what the drawn world knows, and the command says that this is no model for photos."""
+    Image.new("RGB", (1200, 800), "orange").save(tmp_path / "photo.png")
+    few = ["--dials", "--steps", "2", "--iterations", "1"]
+    done = edit(tmp_path, "--image", "photo.png", *few)
+    assert done.returncode == 0, done.stderr
+    assert "knows drawn scenes only" in done.stdout
+    assert Image.open(tmp_path / "edited.png").size == (4 * 128, 4 * 128)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--checkpoint", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
+        (["--checkpoint", "picture.png"], "picture.png is no checkpoint"),
+        (["--checkpoint", "cut.safetensors"], "cut.safetensors is no checkpoint, or is cut short"),
+        (["--image", "words.png"], "words.png is no picture"),
+        (["--dials", "--eta-start", "3"], "--eta-start is 3; 0 to 1 fits"),
+        (["--eta-start", "0.5"], "--eta-start works only with --dials"),
+        (["--dials", "--effort", "2"], "--effort works only without --dials"),
+        (["--effort", "9"], "--effort is 9; 1 to 4 fits"),
+        (["--out", "words.png/edited.png"], "no file can be written there"),
+        (["--out", "edited.txt"], "--out is edited.txt"),
+        (["--size", "512"], "--size is for a picture of your own"),
+        (["--text", " "], "--text is empty"),
+    ],
+)
+def test_what_cannot_be_right_is_said_before_anything_starts(tmp_path, arguments, sentence):
+    (tmp_path / "words.png").write_text("no picture")
+    (tmp_path / "cut.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    done = edit(tmp_path, *arguments)
+    assert done.returncode == 2 and sentence in done.stderr and "Starting" not in done.stdout
+
+
+def test_options_fit_what_the_nodes_take():
+    """The command checks its numbers itself, so their limits are those of the nodes' inputs."""
+    schemas = json.loads((DEV.parent / "tests" / "host" / "schemas.json").read_text(encoding="utf-8"))
+    for name, (_, least, most, nodes, _) in {**command.NUMBERS, **command.DIAL_NUMBERS}.items():
+        for node in nodes:
+            (limits,) = (entry for entry in schemas[node]["inputs"] if entry["id"] == name)
+            assert (least, most) == (limits["min"], limits["max"]), name
 
 
 def test_a_folder_that_is_no_comfyui(tmp_path):

@@ -48,7 +48,7 @@ def results(client, graph):
 
 
 def drawn(example, steps=25):
-    graph = example("baret_edit")
+    graph = example("baret_paper")
     graph.inputs(TTIS).update(steps=steps)
     return graph
 
@@ -63,7 +63,7 @@ def test_the_dynamic_patcher_and_the_classic_one_agree(start, example):
     for name, options in (("dynamic", ()), ("classic", ("--disable-dynamic-vram",))):
         with start(*options) as client:
             client.upload(workflows.PICTURE_FILE)
-            photo, again = (results(client, example("baret_edit_photo")) for _ in range(2))
+            photo, again = (results(client, example("baret_paper", photo=True)) for _ in range(2))
             assert all(torch.equal(a, b) for a, b in zip(photo, again)), "a second run is served from the cache"
             found[name] = [photo, results(client, drawn(example))]
     for dynamic, classic in zip(found["dynamic"], found["classic"]):
@@ -85,7 +85,7 @@ def test_short_vram_works_or_says_why_not(start, example, options):
     with start(*options) as client:
         client.upload(workflows.PICTURE_FILE)
         try:
-            latents = results(client, example("baret_edit_photo"))
+            latents = results(client, example("baret_paper", photo=True))
             assert all(torch.isfinite(latent).all() for latent in latents)
         except comfy_server.ExecutionFailed as failure:
             assert "TTIS Inversion: " in failure.message and "GPU" in failure.message

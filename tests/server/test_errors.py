@@ -23,7 +23,7 @@ def is_rejected(client, graph, node):
 
 @pytest.fixture
 def graph(example):
-    return example("baret_edit_photo")
+    return example("baret_paper", photo=True)
 
 
 def test_step_counts_that_differ(client, graph):

@@ -7,10 +7,10 @@ import stand_in
 def test_an_edit_at_full_width_and_depth(client, example, installed, latent_of):
     full = stand_in.ensure(installed, "full")
     comfy_server.link(full, client.work / "models" / "checkpoints" / full.name)
-    graph = example("baret_edit_photo")
+    graph = example("baret_paper", photo=True)
     graph.inputs("CheckpointLoaderSimple")["ckpt_name"] = full.name
     graph.inputs("BaretTTISInversion").update(steps=2, iterations=1)
-    scaling = graph.id("ImageScaleToTotalPixels")
+    scaling = graph.id("BaretFitPicture")
     graph[scaling] = {
         "class_type": "ImageScale",
         "inputs": {

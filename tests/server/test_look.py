@@ -11,8 +11,8 @@ TTIS, MOVING, BAM = "BaretTTISInversion", "BaretTransitionEmbedding", "BaretBAME
 
 @pytest.fixture
 def graph(example):
-    """The first template with all four nodes behind its stages."""
-    graph = example("baret_edit")
+    """The paper's template with all four nodes behind its stages."""
+    graph = example("baret_paper")
     ttis, world, scene = graph.id(TTIS), graph.id("BaretWorldLoader"), graph.id("BaretWorldScene")
     text = graph[graph.inputs(TTIS)["positive"][0]]["inputs"]["text"]
     inversion = {"trajectory": [ttis, 0], "embeddings": [ttis, 1]}
