@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..baret_ops.prompts import Tokens
 from ..baret_ops.values import Embeddings
+from ..baret_ops.wording import quoted
 from ..host import conditioning, text
-from .written import quoted, read_values, read_words
+from .written import read_values, read_words
 
 _SAME = 0.05  # of the greatest number in an embedding: how far two encodings of one text may differ, as in 16 bit
 

@@ -9,17 +9,11 @@ import math
 import re
 
 from ..baret_ops.edits.word_maps import Grids
+from ..baret_ops.wording import quoted
 
-_LONGEST = 40  # characters of a number or range, and of what a message quotes
+_LONGEST = 40  # characters of a number or range
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:e-?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})(?: ?(?:-|\u2013|to) ?({_NUMBER}))?")
-
-
-def quoted(text: str) -> str:
-    """A text in quotes for a message; of a long one its beginning, and how long it is."""
-    if len(text) <= _LONGEST:
-        return repr(text)
-    return f"{text[:_LONGEST]!r}... ({len(text)} characters)"
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
