@@ -77,7 +77,7 @@ def save_inversion(path: Path, trajectory: Trajectory, embeddings: Embeddings) -
         _put_in_place(partial, path)
     except FileExistsError:
         raise
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{quoted(path.name)} cannot be written ({_reason(error)}); {_AFTER_WRITING}.") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -100,6 +100,8 @@ def _reason(error: Exception) -> str:
     """Why the system refused, in its own words, without the paths that an exception may carry."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, ValueError):
+        return "no file can have such a name"
     found = re.search(r"I/O error: (.{1,80}?) \(os error", str(error))
     return found[1] if found else "the system refused"
 

@@ -33,8 +33,7 @@ class BaretSaveInversion(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory, embeddings, filename_prefix) -> io.NodeOutput:
         with errors_of(cls):
-            path, shown = files.new_file(filename_prefix)
-            save_inversion(path, trajectory, embeddings)
+            shown = files.write_new(filename_prefix, lambda path: save_inversion(path, trajectory, embeddings))
             name = f"{shown['subfolder']}/{shown['filename']}".lstrip("/")
             return io.NodeOutput(ui={"files": [shown], "text": (name,)})
 
@@ -65,7 +64,12 @@ class BaretLoadInversion(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
-        """Takes the place of the host's check against its list, which does not know a file that was saved just now."""
+        """Takes the place of the host's check against its list, which does not know a file that was saved just now.
+
+        None stands for a name that another node will give.
+        """
+        if file is None:
+            return True
         try:
             files.find_file(file)
         except ValueError as error:
