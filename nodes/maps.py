@@ -148,7 +148,7 @@ class BaretAttentionMaps(io.ComfyNode):
 
 def _places(clip, tokens: Tokens, words: str) -> dict[str, tuple[int, ...]]:
     """The words to look at with the positions of their tokens; all words of the text where none is named."""
-    asked = read_words(words)
+    asked = read_words(words, "words")
     if not asked:
         asked = list(dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word))))
     if not asked:

@@ -90,7 +90,7 @@ class BaretMasaCtrlEdit(io.ComfyNode):
             models.require_block(model, first_block)
             to_target, target = with_target(clip, embeddings, target_text)
             foreground = None
-            if read_words(foreground_words):
+            if read_words(foreground_words, "foreground_words"):
                 source = source_tokens(clip, embeddings, source_text)
                 marks = mark_words(clip, source, target, foreground_words, "foreground_words")
                 foreground = Foreground(*marks, foreground_threshold)

@@ -10,6 +10,7 @@ from ..baret_ops.metrics import clip_score, psnr, ssim
 from ..drawing.pictures import to_pil, to_tensor, with_caption
 from ..host import clip as host_clip
 from ..host import comparison
+from ..host.text import require_length
 from .common import CATEGORY, SEARCH_ALIASES, errors_of
 
 _NUMBERS = ("psnr", "ssim", "clip_score", "psnr_inside", "ssim_inside", "psnr_outside", "ssim_outside")
@@ -109,6 +110,7 @@ def _fit(source: Tensor, edit: Tensor, clip, clip_vision, text: str) -> dict[str
             f"CLIPScore needs clip, clip_vision and text, and {' and '.join(missing)} came empty; "
             "connect all three, or none."
         )
+    require_length(text, "text")
     pictures = host_clip.image_features(clip_vision, torch.cat([edit, source]))
     wanted = host_clip.text_features(clip, text, pictures.shape[-1])
     of_edit, of_source = clip_score(pictures, wanted).cpu().chunk(2)

@@ -122,7 +122,7 @@ class BaretPromptToPromptEdit(io.ComfyNode):
             shares = token_values(clip, target, word_shares, "word_shares", default=cross_share)
             weights = token_values(clip, target, reweight, "reweight", default=1.0)
             local = None
-            if read_words(blend_words):
+            if read_words(blend_words, "blend_words"):
                 marks = mark_words(clip, source, target, blend_words, "blend_words")
                 local = LocalBlend(*marks, blend_threshold, blend_start)
             edit = partial(
