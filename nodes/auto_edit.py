@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..baret_ops.edits.auto_edit import CANDIDATES, auto_edit
 from ..host import conditioning, wires
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, run_edit
 
 _DEFAULT_EFFORT = 3
 _PROCESSES = 3  # two candidates and the reconstruction
@@ -59,6 +59,7 @@ class BaretAutoEdit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model, trajectory, embeddings, seed, effort=_DEFAULT_EFFORT, keep=0.5, cfg=7.5, mask=None
     ) -> io.NodeOutput:
@@ -71,14 +72,13 @@ class BaretAutoEdit(io.ComfyNode):
             seed=seed,
             regroup=not conditioning.carries_rows(embeddings.positive_options),
         )
-        with errors_of(cls):
-            found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
-            tried = found.candidates.transpose(0, 1).flatten(0, 1)
-            report = found.report()
-            return io.NodeOutput(
-                wires.latent_out(trajectory.family, found.edit),
-                wires.mask_out(found.mask),
-                wires.latent_out(trajectory.family, tried),
-                report,
-                ui=ui.PreviewText(report),
-            )
+        found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
+        tried = found.candidates.transpose(0, 1).flatten(0, 1)
+        report = found.report()
+        return io.NodeOutput(
+            wires.latent_out(trajectory.family, found.edit),
+            wires.mask_out(found.mask),
+            wires.latent_out(trajectory.family, tried),
+            report,
+            ui=ui.PreviewText(report),
+        )

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..baret_ops.edits.bam import bam
 from ..host import wires
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, most_tokens, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, most_tokens, run_edit
 
 _PROCESSES = 3
 
@@ -42,6 +42,7 @@ class BaretBAMEdit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -73,6 +74,5 @@ class BaretBAMEdit(io.ComfyNode):
             renoise=renoise,
             seed=seed,
         )
-        with errors_of(cls):
-            edited, changed = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
-            return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))
+        edited, changed = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
+        return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

@@ -14,7 +14,7 @@ from ..baret_ops.inversions.step_rules import NULL_TEXT_RULES, STEP_RULES
 from ..baret_ops.inversions.tuning import StopRule
 from ..host import conditioning, models, run, wires
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _UNTUNED: dict[str, Inversion] = {
     "direct": DirectInversion(),
@@ -116,6 +116,7 @@ class BaretTTISInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -131,16 +132,15 @@ class BaretTTISInversion(io.ComfyNode):
         inversion_text="target",
         step_rule="secant",
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            problem = _read(model, positive, negative, latent, steps, cfg)
-            inversion = TargetTextInversion(
-                STEP_RULES[step_rule](learning_rate),
-                iterations,
-                StopRule(stop_threshold, stop_growth),
-                walk_with_negative=inversion_text == "negative",
-                skip_finished=not conditioning.carries_rows(problem.text_options),
-            )
-            return _invert(model, problem, inversion)
+        problem = _read(model, positive, negative, latent, steps, cfg)
+        inversion = TargetTextInversion(
+            STEP_RULES[step_rule](learning_rate),
+            iterations,
+            StopRule(stop_threshold, stop_growth),
+            walk_with_negative=inversion_text == "negative",
+            skip_finished=not conditioning.carries_rows(problem.text_options),
+        )
+        return _invert(model, problem, inversion)
 
 
 class BaretNullTextInversion(io.ComfyNode):
@@ -191,6 +191,7 @@ class BaretNullTextInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -205,15 +206,14 @@ class BaretNullTextInversion(io.ComfyNode):
         stop_threshold=1e-5,
         stop_growth=2e-5,
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            problem = _read(model, positive, negative, latent, steps, cfg)
-            inversion = NullTextInversion(
-                NULL_TEXT_RULES[step_rule](learning_rate),
-                iterations,
-                StopRule(stop_threshold, stop_growth),
-                skip_finished=not conditioning.carries_rows(problem.negative_options),
-            )
-            return _invert(model, problem, inversion)
+        problem = _read(model, positive, negative, latent, steps, cfg)
+        inversion = NullTextInversion(
+            NULL_TEXT_RULES[step_rule](learning_rate),
+            iterations,
+            StopRule(stop_threshold, stop_growth),
+            skip_finished=not conditioning.carries_rows(problem.negative_options),
+        )
+        return _invert(model, problem, inversion)
 
 
 class BaretInversion(io.ComfyNode):
@@ -255,6 +255,6 @@ class BaretInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, latent, method, steps, cfg) -> io.NodeOutput:
-        with errors_of(cls):
-            return _invert(model, _read(model, positive, negative, latent, steps, cfg), _UNTUNED[method])
+        return _invert(model, _read(model, positive, negative, latent, steps, cfg), _UNTUNED[method])

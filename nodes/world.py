@@ -5,7 +5,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..world import scenes
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _ANY = "any"
 _CHOICES = {"animal": scenes.ANIMALS, "pose": scenes.POSES, "colour": scenes.COLOURS, "place": scenes.PLACES}
@@ -38,11 +38,11 @@ class BaretWorldLoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls) -> io.NodeOutput:
         from ..host.world import load
 
-        with errors_of(cls):
-            return io.NodeOutput(*load())
+        return io.NodeOutput(*load())
 
 
 class BaretWorldScene(io.ComfyNode):
@@ -78,13 +78,13 @@ class BaretWorldScene(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, seed, animal=_ANY, pose=_ANY, colour=_ANY, place=_ANY) -> io.NodeOutput:
         chosen = {"animal": animal, "pose": pose, "colour": colour, "place": place}
-        with errors_of(cls):
-            if not 0 <= seed < 2**32:
-                raise ValueError(f"seed is {seed}; a whole number from 0 to {2**32 - 1} fits.")
-            (scene,) = scenes.sample(seed, 1)
-            fixed = {name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
-            scene = replace(scene, **fixed)
-            picture, mask = scenes.render([scene])[:2]
-            return io.NodeOutput(picture, scenes.plain_caption(scene), mask)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed}; a whole number from 0 to {2**32 - 1} fits.")
+        (scene,) = scenes.sample(seed, 1)
+        fixed = {name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
+        scene = replace(scene, **fixed)
+        picture, mask = scenes.render([scene])[:2]
+        return io.NodeOutput(picture, scenes.plain_caption(scene), mask)
