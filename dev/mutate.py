@@ -119,15 +119,15 @@ MUTATIONS = [
     *_core(
         "values storage prompt_to_prompt prompts metrics maps",
         ("values", "tokens % length == 0 and", "tokens % length >= 0 and"),
-        ("storage", "file.get_tensor(key).clone()", "file.get_tensor(key)"),
-        ("storage", "(sigmas[:-1] > sigmas[1:]).all()", "(sigmas[:-1] >= sigmas[1:]).all()"),
+        ("storage", "return value.clone()", "return value"),
+        ("schedule", "(self.sigmas[:-1] > self.sigmas[1:]).all()", "(self.sigmas[:-1] >= self.sigmas[1:]).all()"),
         (
             "edits/prompt_to_prompt",
             "edited = (torch.tensor(ends) > step).float()",
             "edited = (torch.tensor(ends) >= step).float()",
         ),
         ("edits/prompt_to_prompt", "1.0 / len(ours)", "1.0"),
-        ("prompts", "elif common[i][j + 1] >= common[i + 1][j]:", "elif common[i][j + 1] > common[i + 1][j]:"),
+        ("prompts", "elif rows[len(source) - i] & bit[j]:", "elif rows[len(source) - i - 1] & bit[j]:"),
         ("metrics", "(2 * _DEVIATION**2)", "(_DEVIATION**2)"),
         ("metrics", "c1, c2 = 0.01**2, 0.03**2", "c1, c2 = 0.03**2, 0.01**2"),
         ("maps", "maps.mean(1) @ words", "maps.sum(1) @ words"),
