@@ -61,7 +61,31 @@ def _files(host: comfyui.Host, tries: int, seed: int):
     return campaign.report
 
 
-_RUN = {"files": _files}
+def _faults(host: comfyui.Host, tries: int, seed: int):
+    from campaigns import faults
+
+    return faults.attack(_inside()[0], every=max(1, tries))
+
+
+def _interrupts(host: comfyui.Host, tries: int, seed: int):
+    from campaigns import faults
+
+    return faults.interrupt(_inside()[0], tries, seed)
+
+
+def _prompts(host: comfyui.Host, tries: int, seed: int):
+    from campaigns import served
+
+    return served.prompts(host, tries, seed)
+
+
+def _soak(host: comfyui.Host, tries: int, seed: int):
+    from campaigns import served
+
+    return served.soak(host, tries, seed)
+
+
+_RUN = {"files": _files, "faults": _faults, "interrupts": _interrupts, "prompts": _prompts, "soak": _soak}
 
 
 if __name__ == "__main__":

@@ -242,8 +242,8 @@ def _change(tensors: dict, name: str, kind: str, shape: list[int], number: float
     elif kind == "shape":
         tensors[name] = torch.ones(shape, dtype=value.dtype)
     elif value.is_floating_point():
-        changed = torch.full_like(value, number) if kind == "all" else value.clone()
-        changed.view(-1)[:1] = number
-        tensors[name] = changed
+        changed = value.double().clone()  # some numbers do not fit into 16 bit
+        changed.view(-1)[: None if kind == "all" else 1] = number
+        tensors[name] = changed.to(value.dtype)
     else:
         tensors[name] = torch.full_like(value, int(max(-1e9, min(1e9, number))) if math.isfinite(number) else -1)
