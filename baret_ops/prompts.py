@@ -19,15 +19,20 @@ class Tokens:
 
     def find(self, phrase: Tokens) -> tuple[int, ...]:
         """Positions of every place where the words of ``phrase`` stand one after another; empty when there is none."""
-        wanted = [phrase.ids[position] for _, positions in phrase.words for position in positions]
+        own, wanted = self._word_ids(), phrase._word_ids()
+        if not wanted:
+            return ()
         found: list[int] = []
-        for first in range(len(self.words)):
-            here = [
-                position for _, positions in self.words[first : first + len(phrase.words)] for position in positions
-            ]
-            if wanted and [self.ids[position] for position in here] == wanted:
-                found += here
-        return tuple(dict.fromkeys(found))
+        taken = 0  # words that are in it already, where places overlap
+        for first in range(len(own) - len(wanted) + 1):
+            end = first + len(wanted)
+            if own[first:end] == wanted:
+                found += [place for _, places in self.words[max(first, taken) : end] for place in places]
+                taken = end
+        return tuple(found)
+
+    def _word_ids(self) -> list[tuple[Hashable, ...]]:
+        return [tuple(self.ids[position] for position in positions) for _, positions in self.words]
 
 
 def align(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | None]:
@@ -36,21 +41,24 @@ def align(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | 
     Needleman-Wunsch with match 1, mismatch -1 and gap 0, as in prompt-to-prompt: the longest common subsequence. Of
     equally long ones it takes the partners that stand furthest to the left.
     """
-    # common[i][j]: length of the longest common subsequence of source[i:] and target[j:].
-    common = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
-    for i in reversed(range(len(source))):
-        for j in reversed(range(len(target))):
-            if source[i] == target[j]:
-                common[i][j] = 1 + common[i + 1][j + 1]
-            else:
-                common[i][j] = max(common[i + 1][j], common[i][j + 1])
+    # Bit by bit side by side, the longest common subsequence of source[i:] and target[j:] for all j at once (Hyyro
+    # 2004): bit[j] of a row is clear where target[j] makes it longer. A row for each i, the empty rest first.
+    bit = [1 << place for place in reversed(range(len(target)))]
+    places: dict[Hashable, int] = {}
+    for element, own in zip(target, bit):
+        places[element] = places.get(element, 0) | own
+    rows = [every := (1 << len(target)) - 1]
+    for element in reversed(source):
+        met = rows[-1] & places.get(element, 0)
+        rows.append((rows[-1] + met | rows[-1] - met) & every)
+
     partners: list[int | None] = [None] * len(target)
     i = j = 0
     while i < len(source) and j < len(target):
         if source[i] == target[j]:
             partners[j] = i
             i, j = i + 1, j + 1
-        elif common[i][j + 1] >= common[i + 1][j]:
+        elif rows[len(source) - i] & bit[j]:
             j += 1
         else:
             i += 1

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .schema import SCHEDULE, TIME, require_shapes
+from .wording import shortened
+
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
@@ -14,13 +17,26 @@ class Schedule:
     A latent is held in variance-preserving form, ``z``; models and samplers take ``x = z * sqrt(1 + sigma**2)``. The
     two forms meet here and nowhere else.
 
-    timesteps: N ints, the times ``t_i`` at which the model is asked.
-    sigmas: ``[N+1]`` float64 on the CPU, ``sigma**2 = (1 - alpha_bar) / alpha_bar``; the last is the
+    timesteps: N >= 2 ints, the times ``t_i`` at which the model is asked, falling.
+    sigmas: ``[N+1]`` float64 on the CPU, ``sigma**2 = (1 - alpha_bar) / alpha_bar``, falling; the last is the
         level of the clean latent.
+
+    Raises ValueError for anything else.
     """
 
     timesteps: tuple[int, ...]
     sigmas: Tensor
+
+    def __post_init__(self):
+        for time in self.timesteps:
+            TIME.require("a time of the schedule", time)
+        falling = all(time > after for time, after in zip(self.timesteps, self.timesteps[1:]))
+        if self.steps < 2 or not falling:
+            raise ValueError(f"the schedule has the times {shortened(self.timesteps)}; two or more that fall fit.")
+        require_shapes(SCHEDULE, {"sigmas": self.sigmas.shape}, {"M": self.steps + 1})
+        SCHEDULE["sigmas"].require_numbers("sigmas", self.sigmas)
+        if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()):
+            raise ValueError("sigmas do not fall from level to level; a noise level lower than the one before fits.")
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .schedule import Schedule
+from .schema import EMBEDDINGS, FAMILY, GUIDANCE, MOST_TOKENS, PREDICTIONS, TRAJECTORY, require_shapes
 from .transition import blend, eta_schedule
+from .wording import listed, told
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -24,6 +26,8 @@ class ModelFamily:
     prediction: "epsilon" or "v_prediction". latent_channels: C. context_dim: width D of the text embedding.
     sigma_max: of the model's sigma table, which tells its noise schedule. latent_scale: the model's latent is the VAE's
     times this.
+
+    Raises ValueError for a number outside of what :data:`.schema.FAMILY` says.
     """
 
     prediction: str
@@ -31,6 +35,12 @@ class ModelFamily:
     context_dim: int
     sigma_max: float
     latent_scale: float
+
+    def __post_init__(self):
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {told(self.prediction)}; {' or '.join(PREDICTIONS)} fits.")
+        for name, number in FAMILY.items():
+            number.require(name, getattr(self, name))
 
     def __str__(self) -> str:
         return (
@@ -47,6 +57,8 @@ class Trajectory:
     latents: ``[N+1,B,C,h,w]`` float32, VP form: the guided sampling with the tuned embeddings from pivots[0]; in direct
         inversion the pivots themselves, as what a step misses is added back.
     schedule: the levels. guidance_scale: w at which the latents were tuned. family: the model's.
+
+    Raises ValueError for shapes that do not fit each other.
     """
 
     pivots: Tensor
@@ -56,17 +68,10 @@ class Trajectory:
     family: ModelFamily
 
     def __post_init__(self):
-        levels = self.schedule.steps + 1
-        for name, value in (("pivots", self.pivots), ("latents", self.latents)):
-            if value.ndim != 5 or value.shape[0] != levels:
-                raise ValueError(
-                    f"{name} of shape {list(value.shape)} came; "
-                    f"a schedule of {levels - 1} steps needs [{levels},B,C,h,w]."
-                )
-        if self.latents.shape != self.pivots.shape:
-            raise ValueError(
-                f"latents {list(self.latents.shape)} and pivots {list(self.pivots.shape)} differ in shape."
-            )
+        GUIDANCE.require("guidance_scale", self.guidance_scale)
+        steps = self.schedule.steps
+        sizes = {"N": steps, "M": steps + 1, "C": self.family.latent_channels}
+        require_shapes(TRAJECTORY, _shapes(self, TRAJECTORY), sizes)
 
     @property
     def images(self) -> int:
@@ -107,6 +112,8 @@ class Embeddings:
     positive_options, negative_options: what the host's conditioning carried beside the text (ControlNet, hooks);
         opaque to the core.
     missing_positive, missing_negative: names of such options that a file could not hold.
+
+    Raises ValueError for shapes that do not fit each other, and for an eta outside 0..1.
     """
 
     tuned: Tensor
@@ -122,27 +129,8 @@ class Embeddings:
     thresholds: Tensor | None = None
 
     def __post_init__(self):
-        if self.tuned.ndim != 4:
-            raise ValueError(f"tuned embeddings of shape {list(self.tuned.shape)} came; [N,B,T,D] fits.")
-        steps, images, _, width = self.tuned.shape
-        if self.target.shape != self.tuned.shape[1:]:
-            raise ValueError(
-                f"the target embedding {list(self.target.shape)} does not fit the tuned ones {list(self.tuned.shape)}."
-            )
-        fitting = ((images,), (steps, images))
-        if self.negative.ndim < 3 or self.negative.shape[:-2] not in fitting or self.negative.shape[-1] != width:
-            raise ValueError(
-                f"the negative embedding {list(self.negative.shape)} does not fit {images} image(s) "
-                f"in {steps} steps of width {width}."
-            )
-        for name, value, shape in (
-            ("eta", self.eta, (steps,)),
-            ("losses", self.losses, (steps, images)),
-            ("updates", self.updates, (steps, images)),
-            ("thresholds", self.thresholds, (steps,)),
-        ):
-            if value is not None and tuple(value.shape) != shape:
-                raise ValueError(f"{name} of shape {list(value.shape)} came; {list(shape)} fits.")
+        require_shapes(EMBEDDINGS, _shapes(self, EMBEDDINGS), {})
+        EMBEDDINGS["eta"].require_numbers("eta", self.eta)
 
     @property
     def steps(self) -> int:
@@ -199,7 +187,7 @@ class Embeddings:
         both.
         """
         tuned, target = unrepeated(self.tuned), unrepeated(target)
-        length = math.lcm(tuned.shape[-2], target.shape[-2])
+        length = common_length(tuned.shape[-2], target.shape[-2])
         restored = {name: options[name] for name in self.missing_negative if name in options}
         return replace(
             self,
@@ -210,6 +198,29 @@ class Embeddings:
             missing_positive=(),
             missing_negative=(),
         )
+
+
+def _shapes(value: Any, names: Iterable[str]) -> dict[str, torch.Size | None]:
+    """The shapes of a value's tensors by their names, None for one that it does not hold."""
+    tensors = {name: getattr(value, name) for name in names}
+    return {name: None if tensor is None else tensor.shape for name, tensor in tensors.items()}
+
+
+def common_length(*lengths: int) -> int:
+    """The least number of tokens to which texts of these lengths can be repeated.
+
+    Raises ValueError where that is longer than :data:`.schema.MOST_TOKENS`.
+    """
+    length = math.lcm(*lengths)
+    if max(lengths) > MOST_TOKENS:
+        raise ValueError(f"a text of {max(lengths)} tokens came; at most {MOST_TOKENS} fit: write a shorter one.")
+    if length > MOST_TOKENS:
+        came = listed(str(each) for each in dict.fromkeys(lengths))
+        raise ValueError(
+            f"texts of {came} tokens came, whose common length is {length}; at most {MOST_TOKENS} fit: write texts of "
+            "more alike lengths."
+        )
+    return length
 
 
 def unrepeated(embedding: Tensor) -> Tensor:

@@ -53,6 +53,17 @@ SD15 = {
 }
 """SD1.5's UNet, as the host's `UNetModel` and its model configurations take it. Its 8 heads are given beside it."""
 
+SMALL = {
+    **SD15,
+    "model_channels": 32,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "context_dim": 24,
+}
+"""The same, small enough for tests; with 4 heads."""
+
 
 def load_host(path: str | Path | None = None, cpu: bool = True) -> ModuleType:
     """Make the host's modules importable and return its `nodes`.

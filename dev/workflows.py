@@ -188,7 +188,12 @@ def _side_by_side(w: Workflow, title: str, pictures: dict[str, Link], columns: i
 
 
 def _auto_edit(
-    w: Workflow, source: Source, name: str, mask: Link | None = None, stages: tuple[str, str] = ("2 Run", "3 Look"), width: int = 480
+    w: Workflow,
+    source: Source,
+    name: str,
+    mask: Link | None = None,
+    stages: tuple[str, str] = ("2 Run", "3 Look"),
+    width: int = 480,
 ) -> App:
     """The stages of an edit with no dial."""
     w.stage(stages[0], 270)
@@ -371,9 +376,7 @@ It is hot at the old place alone: lower *eta_start*. A word that should stay mov
         words=words["STRING"],
         folded=True,
     )
-    report = w.add(
-        "BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"]
-    )
+    report = w.add("BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps", room=330)
     w.column(250)
     w.add("PreviewImage", "How the inversion went", images=report["report"], room=230)
@@ -560,11 +563,26 @@ def baret_blueprint() -> Blueprint:
     edited = _decoded(w, vae, auto["edit"])
     return Blueprint(
         workflow=w,
-        faces=tuple("image model clip vae mask text seed effort keep cfg steps iterations megapixels".split()),
+        faces=tuple(
+            [
+                "image",
+                "model",
+                "clip",
+                "vae",
+                "mask",
+                "text",
+                "seed",
+                "effort",
+                "keep",
+                "cfg",
+                "steps",
+                "iterations",
+                "megapixels",
+            ]
+        ),
         outputs={"edit": edited, "reconstruction": redrawn, "mask": auto["mask"], "report": auto["report"]},
         description=(
-            "Edits a picture by words alone: write what is in it and what is new (a dog lying). "
-            "SD1.x and SD2.x models."
+            "Edits a picture by words alone: write what is in it and what is new (a dog lying). SD1.x and SD2.x models."
         ),
         aliases=("BARET", "edit", "image editing", "photo", "pose", "change", "inversion", "real image"),
     )

@@ -13,6 +13,8 @@ BACKGROUND, TEXT = "#1e1e1e", "#e6e6e6"
 _EMPTY = "#2b2b2b"  # where a picture will be
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _CAPTION_WIDTH = 384  # a caption under a narrower picture could not be read
+_LEAST_SIDE = 64  # the labels beside a smaller cell could not be read
+_MOST_PIXELS = 1 << 28  # of a sheet: 3 GB as the host's IMAGE
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -96,6 +98,25 @@ class _Cells:
         return column * (self.width + self.gap), row * (self.height + self.gap)
 
 
+def _cell_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height of a cell for pictures of a size."""
+    longest = max(size)
+    scale = side / longest if longest > side else -(-_LEAST_SIDE // longest)
+    width, height = (max(1, round(scale * length)) for length in size)
+    return width, height
+
+
+def require_drawable(size: tuple[int, int], columns: int, rows: int, side: int = 512) -> None:
+    """Raise ValueError where :func:`grid` of pictures of a size, in pixels, would be too large to be made."""
+    width, height = _cell_size(size, side)
+    pixels = (columns + 1) * width * (rows + 1) * height
+    if pixels > _MOST_PIXELS:
+        raise ValueError(
+            f"{columns} x {rows} pictures of {width}x{height} come to {pixels / 1e6:.0f} million pixels; at most "
+            f"{_MOST_PIXELS / 1e6:.0f} million fit: ask for fewer at a time."
+        )
+
+
 def grid(
     corner: Image.Image,
     columns: list[str],
@@ -108,10 +129,12 @@ def grid(
     """A grid of pictures of one size, a label over each column and beside each row, one more picture at the top left.
 
     cells: ``[rows][columns]``, None where there is no picture yet. Labels may hold line breaks. corner: the picture at
-    the top left. side: longest side of a cell. first: the number of the first cell, if they are to be numbered.
+    the top left. side: longest side of a cell. Small pictures are enlarged, so that labels find room.
+    first: the number of the first cell, if they are to be numbered.
+    Raises ValueError for a sheet that is too large to be made.
     """
-    shrink = min(1.0, side / max(corner.size))
-    width, height = (max(1, round(shrink * length)) for length in corner.size)
+    width, height = _cell_size(corner.size, side)
+    require_drawable(corner.size, len(columns), len(rows), side)
     places = _Cells(width, height, gap=max(2, width // 64))
     sheet = places.sheet(len(columns) + 1, len(rows) + 1)
     draw = ImageDraw.Draw(sheet)
@@ -157,7 +180,8 @@ def _put_corner(sheet: Image.Image, picture: Image.Image, label: str, width: int
     font = _font([label], 0.96 * width, 0.12 * min(width, height))
     strip = round(1.3 * font.size)
     ImageDraw.Draw(sheet).text((width / 2, strip / 2), label, fill=TEXT, font=font, anchor="mm")
-    size = (round(width * (height - strip) / height), height - strip)
+    left = max(1, height - strip)
+    size = (max(1, round(width * left / height)), left)
     sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), ((width - size[0]) // 2, strip))
 
 

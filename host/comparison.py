@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .wires import latent_mask
+from .wires import latent_mask, pictures_in
 
 
 def comparable(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -13,6 +13,7 @@ def comparable(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tenso
     A source that is up to 7 pixels bigger loses what the VAE cut off its edges.
     Raises ValueError for other sizes or numbers.
     """
+    source, edit = pictures_in(source, "source"), pictures_in(edit, "edit")
     images, height, width = edit.shape[:3]
     taller, wider = source.shape[1] - height, source.shape[2] - width
     if not (0 <= taller < 8 and 0 <= wider < 8):
@@ -27,8 +28,8 @@ def comparable(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tenso
         _require_number("masks", mask.reshape(-1, *mask.shape[-2:]).shape[0], images)
         whole = latent_mask(mask.cpu(), images, source.shape[:3])
         mask = whole[:, 0, rows, columns].expand(images, -1, -1)
-    source = source.cpu()[:, rows, columns, :3].expand(images, -1, -1, -1)
-    return source, edit.cpu()[..., :3], mask
+    source = source.cpu()[:, rows, columns].expand(images, -1, -1, -1)
+    return source, edit.cpu(), mask
 
 
 def _require_number(name: str, count: int, images: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..baret_ops.schedule import Schedule
-from ..baret_ops.values import Embeddings, repeat_tokens
+from ..baret_ops.values import Embeddings, common_length, repeat_tokens
+from ..baret_ops.wording import listed
 
 Options = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
                 f"{role} holds NaN or infinity; encode the text again, with the CLIP in float32 (--fp32-text-enc)."
             )
         texts.append(text)
-    length = math.lcm(*(text.shape[1] for text in texts))
+    length = common_length(*(text.shape[1] for text in texts))
     text = torch.cat([repeat_tokens(text, length) for text in texts]).float()
     if text.shape[0] not in (1, images):
         raise ValueError(f"{role} holds {text.shape[0]} embeddings for {images} image(s); one, or one per image, fits.")
@@ -103,7 +103,7 @@ def require_options(embeddings: Embeddings) -> None:
     missing = sorted({*embeddings.missing_positive, *embeddings.missing_negative})
     if missing:
         raise ValueError(
-            f"the embeddings were made with {', '.join(missing)} on the conditioning, which a file cannot hold; "
+            f"the embeddings were made with {listed(missing)} on the conditioning, which a file cannot hold; "
             "connect a conditioning that carries it to the positive input of Transition Embedding."
         )
 

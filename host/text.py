@@ -7,6 +7,10 @@ import re
 import torch
 
 from ..baret_ops.prompts import Tokens
+from ..baret_ops.values import common_length
+from ..baret_ops.wording import listed, quoted
+
+_MOST_CHARACTERS = 20_000
 
 _WORD_END = "</w>"  # with which CLIP's byte pair encoding marks the last token of a word
 
@@ -20,7 +24,7 @@ def read_tokens(clip, text: str) -> Tokens:
     name = getattr(clip.tokenizer, "clip", None)
     if len(windows) != 1 or name is None:
         raise ValueError(
-            f"the CLIP has the text encoders {', '.join(windows)}; the CLIP of an SD1.x or SD2.x checkpoint fits."
+            f"the CLIP has the text encoders {listed(windows)}; the CLIP of an SD1.x or SD2.x checkpoint fits."
         )
     tokenizer = getattr(clip.tokenizer, name)
     (windows,) = windows.values()
@@ -62,16 +66,24 @@ def find_word(clip, tokens: Tokens, phrase: str, role: str) -> tuple[int, ...]:
     """
     found = tokens.find(read_tokens(clip, phrase))
     if not found:
-        raise ValueError(f"{phrase.strip()!r} is not in {role}; {has_words(tokens)}.")
+        raise ValueError(f"{quoted(phrase.strip())} is not in {role}; {has_words(tokens)}.")
     return found
 
 
 def has_words(tokens: Tokens) -> str:
     """What the words of a text are, for messages."""
     words = dict.fromkeys(word for word, _ in tokens.words)
-    return f"its words are: {' '.join(words)}" if words else "it has no words"
+    return f"its words are: {listed(words, ' ')}" if words else "it has no words"
+
+
+def require_length(written: str, role: str) -> None:
+    """Raise ValueError for a text that would take long to read. role: its input, for messages."""
+    if len(written) > _MOST_CHARACTERS:
+        raise ValueError(f"{role} has {len(written)} characters; at most {_MOST_CHARACTERS} fit: write a shorter text.")
 
 
 def encode(clip, text: str) -> list:
-    """The CONDITIONING of a text, as CLIP Text Encode makes it."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    """The CONDITIONING of a text, as CLIP Text Encode makes it. Raises ValueError for one of too many tokens."""
+    windows = clip.tokenize(text)
+    common_length(*(sum(map(len, windows_of_one)) for windows_of_one in windows.values()))
+    return clip.encode_from_tokens_scheduled(windows)

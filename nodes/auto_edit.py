@@ -8,7 +8,7 @@ from ..baret_ops.edits.auto_edit import CANDIDATES, AutoEdit, auto_edit
 from ..host import conditioning, wires
 from ..host.remarks import remark
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, run_edit
 
 _DEFAULT_EFFORT = 3
 _PROCESSES = 3  # two candidates and the reconstruction
@@ -60,6 +60,7 @@ class BaretAutoEdit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model, trajectory, embeddings, seed, effort=_DEFAULT_EFFORT, keep=0.5, cfg=7.5, mask=None
     ) -> io.NodeOutput:
@@ -74,28 +75,29 @@ class BaretAutoEdit(io.ComfyNode):
         )
         if mask is not None and not mask.any():
             mask = None  # Load Image gives a black one where nothing is painted
-        with errors_of(cls):
-            found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
-            tried = found.candidates.transpose(0, 1).flatten(0, 1)
-            report = found.report()
-            remark(_in_short(found, keep))
-            return io.NodeOutput(
-                wires.latent_out(trajectory.family, found.edit),
-                wires.mask_out(found.mask),
-                wires.latent_out(trajectory.family, tried),
-                report,
-                ui=ui.PreviewText(report),
-            )
+        found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
+        tried = found.candidates.transpose(0, 1).flatten(0, 1)
+        report = found.report()
+        remark(_in_short(found))
+        return io.NodeOutput(
+            wires.latent_out(trajectory.family, found.edit),
+            wires.mask_out(found.mask),
+            wires.latent_out(trajectory.family, tried),
+            report,
+            ui=ui.PreviewText(report),
+        )
 
 
-def _in_short(found: AutoEdit, keep: float) -> str:
+def _in_short(found: AutoEdit) -> str:
     """What came of the candidates, for under the node: a line for each picture."""
-    tried, obeyed = (~found.scores.isnan()).sum(0), (found.scores >= 1 - keep).sum(0)
+    tried, obeyed = (~found.scores.isnan()).sum(0), found.obeys.sum(0)
     lines = []
     for b, number in enumerate(found.chosen):
         taken = f"taken: {found.names[int(number)]}"
         if found.good[b]:
             lines.append(f"{int(obeyed[b])} of {int(tried[b])} candidates obey; {taken}.")
         else:
-            lines.append(f"None of {int(tried[b])} candidates obeys: try another seed, more effort, other words. {taken}")
+            lines.append(
+                f"None of {int(tried[b])} candidates obeys: try another seed, more effort, other words. {taken}"
+            )
     return "\n".join(lines)

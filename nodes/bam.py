@@ -9,7 +9,7 @@ from ..baret_ops.report import edit_in_short
 from ..host import wires
 from ..host.remarks import remark
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, most_tokens, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, most_tokens, run_edit
 
 _PROCESSES = 3
 
@@ -44,6 +44,7 @@ class BaretBAMEdit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -75,7 +76,6 @@ class BaretBAMEdit(io.ComfyNode):
             renoise=renoise,
             seed=seed,
         )
-        with errors_of(cls):
-            edited, changed = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
-            remark(edit_in_short(edited, trajectory))
-            return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))
+        edited, changed = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
+        remark(edit_in_short(edited, trajectory))
+        return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ..baret_ops.predict import NotFinite, OnStep
 from ..baret_ops.values import Embeddings, Trajectory, require_match
+from ..baret_ops.wording import told
 from ..host import conditioning, memory, models, run, wires
 
 CATEGORY = "BARET"
@@ -47,6 +50,35 @@ def errors_of(node: type[io.ComfyNode]) -> Iterator[None]:
         else:
             raise
         raise kind(f"{node.define_schema().display_name}: {error}") from error
+
+
+def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """A node's ``execute`` whose numbers and wires are looked at first, and whose errors name the node.
+
+    The host gives all inputs by name. It compares numbers with their ranges, which NaN passes, and lets anything be
+    written in a wire's place.
+    """
+
+    @functools.wraps(execute)
+    def run(cls: type[io.ComfyNode], *args, **given) -> io.NodeOutput:
+        with errors_of(cls):
+            for name, value in given.items():
+                _require_usable(name, value)
+            return execute(cls, *args, **given)
+
+    return run
+
+
+_WIRES = {"trajectory": Trajectory, "embeddings": Embeddings}
+
+
+def _require_usable(name: str, value: object) -> None:
+    """Raise ValueError for a number that is not finite, and for what is no value of ours in one of our inputs."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; a finite number fits.")
+    kind = _WIRES.get(name)
+    if kind is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} is {told(value)}; connect an inversion node or Load Inversion.")
 
 
 def most_tokens(max_resolution: int) -> int | None:

@@ -5,9 +5,11 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..drawing.pictures import labelled, to_pil, to_tensor
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from ..host import wires
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _MOST = 9
+_LONGEST_LABEL = 200
 
 
 def _image(number: int) -> io.Input:
@@ -50,6 +52,7 @@ class BaretLabelledGrid(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         image_1=None,
@@ -65,21 +68,27 @@ class BaretLabelledGrid(io.ComfyNode):
         columns=3,
     ) -> io.NodeOutput:
         images = (image_1, image_2, image_3, image_4, image_5, image_6, image_7, image_8, image_9)
-        with errors_of(cls):
-            batches, lines = _connected(images, labels)
-            sheets = [_sheet(batches, lines, columns, number) for number in range(_batch_size(batches))]
-            grid = torch.cat(sheets)
-            return io.NodeOutput(grid, ui=ui.PreviewImage(grid, cls=cls))
+        batches, lines = _connected(images, labels)
+        sheets = [_sheet(batches, lines, columns, number) for number in range(_batch_size(batches))]
+        grid = torch.cat(sheets)
+        return io.NodeOutput(grid, ui=ui.PreviewImage(grid, cls=cls))
 
 
 def _connected(images: tuple[Tensor | None, ...], labels: str) -> tuple[list[Tensor], list[str]]:
-    """The batches ``[B,H,W,C]`` of the inputs that are connected, and the label of each. Raises ValueError for none."""
+    """The batches ``[B,H,W,3]`` of the inputs that are connected, and the label of each.
+
+    Raises ValueError for none, and for a label that no picture is wide enough for.
+    """
     lines = [line.strip() for line in labels.splitlines()]
     lines += [""] * len(images)
-    given = [(image, line) for image, line in zip(images, lines) if image is not None]
+    given = {number: image for number, image in enumerate(images) if image is not None}
     if not given:
         raise ValueError("no picture is connected; connect at least image_1.")
-    return [image for image, _ in given], [line for _, line in given]
+    shown = [lines[number] for number in given]
+    longest = max(map(len, shown))
+    if longest > _LONGEST_LABEL:
+        raise ValueError(f"labels has a line of {longest} characters; at most {_LONGEST_LABEL} fit.")
+    return [wires.pictures_in(image, f"image_{number + 1}") for number, image in given.items()], shown
 
 
 def _batch_size(batches: list[Tensor]) -> int:

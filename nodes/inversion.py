@@ -16,7 +16,7 @@ from ..baret_ops.report import inversion_in_short
 from ..host import conditioning, models, run, wires
 from ..host.remarks import remark
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _UNTUNED: dict[str, Inversion] = {
     "direct": DirectInversion(),
@@ -119,6 +119,7 @@ class BaretTTISInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -134,16 +135,15 @@ class BaretTTISInversion(io.ComfyNode):
         inversion_text="target",
         step_rule="secant",
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            problem = _read(model, positive, negative, latent, steps, cfg)
-            inversion = TargetTextInversion(
-                STEP_RULES[step_rule](learning_rate),
-                iterations,
-                StopRule(stop_threshold, stop_growth),
-                walk_with_negative=inversion_text == "negative",
-                skip_finished=not conditioning.carries_rows(problem.text_options),
-            )
-            return _invert(model, problem, inversion)
+        problem = _read(model, positive, negative, latent, steps, cfg)
+        inversion = TargetTextInversion(
+            STEP_RULES[step_rule](learning_rate),
+            iterations,
+            StopRule(stop_threshold, stop_growth),
+            walk_with_negative=inversion_text == "negative",
+            skip_finished=not conditioning.carries_rows(problem.text_options),
+        )
+        return _invert(model, problem, inversion)
 
 
 class BaretNullTextInversion(io.ComfyNode):
@@ -194,6 +194,7 @@ class BaretNullTextInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -208,15 +209,14 @@ class BaretNullTextInversion(io.ComfyNode):
         stop_threshold=1e-5,
         stop_growth=2e-5,
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            problem = _read(model, positive, negative, latent, steps, cfg)
-            inversion = NullTextInversion(
-                NULL_TEXT_RULES[step_rule](learning_rate),
-                iterations,
-                StopRule(stop_threshold, stop_growth),
-                skip_finished=not conditioning.carries_rows(problem.negative_options),
-            )
-            return _invert(model, problem, inversion)
+        problem = _read(model, positive, negative, latent, steps, cfg)
+        inversion = NullTextInversion(
+            NULL_TEXT_RULES[step_rule](learning_rate),
+            iterations,
+            StopRule(stop_threshold, stop_growth),
+            skip_finished=not conditioning.carries_rows(problem.negative_options),
+        )
+        return _invert(model, problem, inversion)
 
 
 class BaretInversion(io.ComfyNode):
@@ -258,6 +258,6 @@ class BaretInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, latent, method, steps, cfg) -> io.NodeOutput:
-        with errors_of(cls):
-            return _invert(model, _read(model, positive, negative, latent, steps, cfg), _UNTUNED[method])
+        return _invert(model, _read(model, positive, negative, latent, steps, cfg), _UNTUNED[method])

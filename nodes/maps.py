@@ -8,11 +8,11 @@ from torch import Tensor
 from ..baret_ops.attention import EDIT, RECONSTRUCTION, TRANSITION
 from ..baret_ops.edits.word_maps import watch_edit, watched_steps, word_shares
 from ..baret_ops.prompts import Tokens
-from ..drawing.pictures import grid, to_pil, to_tensor, with_heat
+from ..drawing.pictures import grid, require_drawable, to_pil, to_tensor, with_heat
 from ..host import models, run, wires
 from ..host.text import find_word, read_tokens
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, run_edit
 from .texts import target_tokens
 from .written import read_resolutions, read_words
 
@@ -93,6 +93,7 @@ class BaretAttentionMaps(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -109,46 +110,46 @@ class BaretAttentionMaps(io.ComfyNode):
         end_percent,
         resolutions="coarse",
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            models.require_fit(model, trajectory)
-            steps = trajectory.schedule.steps
-            span = watched_steps(start_percent, end_percent, steps)
-            tokens = target_tokens(clip, embeddings, text)
-            places = _places(clip, tokens, words)
-            shares, grids = (
-                word_shares(len(tokens.ids), list(places.values())),
-                read_resolutions(resolutions, "resolutions"),
+        models.require_fit(model, trajectory)
+        steps = trajectory.schedule.steps
+        span = watched_steps(start_percent, end_percent, steps)
+        tokens = target_tokens(clip, embeddings, text)
+        places = _places(clip, tokens, words)
+        require_drawable(wires.picture_size(trajectory), len(_PROCESSES), trajectory.images * (len(places) + 1))
+        shares, grids = (
+            word_shares(len(tokens.ids), list(places.values())),
+            read_resolutions(resolutions, "resolutions"),
+        )
+        show = run.picture_progress(steps)
+
+        def look(predict, trajectory, *, mask, on_step):
+            return watch_edit(
+                predict,
+                trajectory,
+                embeddings,
+                shares,
+                span=span,
+                grids=grids,
+                tau_sa=tau_sa,
+                tau_ca=tau_ca,
+                guidance_scale=cfg,
+                on_step=on_step,
             )
-            show = run.picture_progress(steps)
 
-            def look(predict, trajectory, *, mask, on_step):
-                return watch_edit(
-                    predict,
-                    trajectory,
-                    embeddings,
-                    shares,
-                    span=span,
-                    grids=grids,
-                    tau_sa=tau_sa,
-                    tau_ca=tau_ca,
-                    guidance_scale=cfg,
-                    on_step=on_step,
-                )
-
-            seen = run_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=lambda *_: show())
-            heat = wires.to_wire(seen.heat)
-            shown = heat / heat.amax((2, 3, 4), keepdim=True).clamp_min(1e-12)
-            pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(seen.latents)))
-            source = wires.decode(vae, wires.latent_out(trajectory.family, trajectory.pivots[-1]))
-            sheets = _sheets(source, pictures.unflatten(0, (len(_PROCESSES), trajectory.images)), list(places), shown)
-            of_words = shown[:, :, 0].flatten(0, 1)[:, None]
-            masks = torch.nn.functional.interpolate(of_words, pictures.shape[1:3], mode="bilinear")[:, 0]
-            return io.NodeOutput(sheets, masks, _report(places, heat), ui=ui.PreviewImage(sheets, cls=cls))
+        seen = run_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=lambda *_: show())
+        heat = wires.to_wire(seen.heat)
+        shown = heat / heat.amax((2, 3, 4), keepdim=True).clamp_min(1e-12)
+        pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(seen.latents)))
+        source = wires.decode(vae, wires.latent_out(trajectory.family, trajectory.pivots[-1]))
+        sheets = _sheets(source, pictures.unflatten(0, (len(_PROCESSES), trajectory.images)), list(places), shown)
+        of_words = shown[:, :, 0].flatten(0, 1)[:, None]
+        masks = torch.nn.functional.interpolate(of_words, pictures.shape[1:3], mode="bilinear")[:, 0]
+        return io.NodeOutput(sheets, masks, _report(places, heat), ui=ui.PreviewImage(sheets, cls=cls))
 
 
 def _places(clip, tokens: Tokens, words: str) -> dict[str, tuple[int, ...]]:
     """The words to look at with the positions of their tokens; all words of the text where none is named."""
-    asked = read_words(words)
+    asked = read_words(words, "words")
     if not asked:
         asked = list(dict.fromkeys(word for word, _ in tokens.words if any(map(str.isalnum, word))))
     if not asked:

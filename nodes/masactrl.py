@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..baret_ops.edits.masactrl import Foreground, masactrl
 from ..host import models, wires
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, run_edit
 from .texts import mark_words, source_tokens, with_target
 from .written import read_words
 
@@ -69,6 +69,7 @@ class BaretMasaCtrlEdit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -86,23 +87,22 @@ class BaretMasaCtrlEdit(io.ComfyNode):
         auto_mask=0.0,
         change_mask=0.0,
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            models.require_block(model, first_block)
-            to_target, target = with_target(clip, embeddings, target_text)
-            foreground = None
-            if read_words(foreground_words):
-                source = source_tokens(clip, embeddings, source_text)
-                marks = mark_words(clip, source, target, foreground_words, "foreground_words")
-                foreground = Foreground(*marks, foreground_threshold)
-            edit = partial(
-                masactrl,
-                embeddings=to_target,
-                guidance_scale=cfg,
-                start_step=start_step,
-                first_block=first_block,
-                foreground=foreground,
-                auto_mask=auto_mask,
-                change_mask=change_mask,
-            )
-            edited, changed = run_edit(model, trajectory, to_target, mask, _PROCESSES, edit)
-            return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))
+        models.require_block(model, first_block)
+        to_target, target = with_target(clip, embeddings, target_text)
+        foreground = None
+        if read_words(foreground_words, "foreground_words"):
+            source = source_tokens(clip, embeddings, source_text)
+            marks = mark_words(clip, source, target, foreground_words, "foreground_words")
+            foreground = Foreground(*marks, foreground_threshold)
+        edit = partial(
+            masactrl,
+            embeddings=to_target,
+            guidance_scale=cfg,
+            start_step=start_step,
+            first_block=first_block,
+            foreground=foreground,
+            auto_mask=auto_mask,
+            change_mask=change_mask,
+        )
+        edited, changed = run_edit(model, trajectory, to_target, mask, _PROCESSES, edit)
+        return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

@@ -10,7 +10,8 @@ from ..baret_ops.metrics import clip_score, psnr, ssim
 from ..drawing.pictures import to_pil, to_tensor, with_caption
 from ..host import clip as host_clip
 from ..host import comparison
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from ..host.text import require_length
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _NUMBERS = ("psnr", "ssim", "clip_score", "psnr_inside", "ssim_inside", "psnr_outside", "ssim_outside")
 """The outputs that are numbers, in their order."""
@@ -78,16 +79,16 @@ class BaretEditMetrics(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, source, edit, mask=None, clip_vision=None, clip=None, text="") -> io.NodeOutput:
-        with errors_of(cls):
-            source, edit, mask = comparison.comparable(source, edit, mask)
-            found = _closeness(source, edit, mask)
-            if clip is not None or clip_vision is not None:
-                found |= _fit(source, edit, clip, clip_vision, text)
-            captions = [_caption(found, number) for number in range(len(edit))]
-            captioned = [to_tensor(with_caption(to_pil(picture), lines)) for picture, lines in zip(edit, captions)]
-            pictures = torch.cat(captioned)
-            return io.NodeOutput(pictures, _report(captions), *_means(found), ui=ui.PreviewImage(pictures, cls=cls))
+        source, edit, mask = comparison.comparable(source, edit, mask)
+        found = _closeness(source, edit, mask)
+        if clip is not None or clip_vision is not None:
+            found |= _fit(source, edit, clip, clip_vision, text)
+        captions = [_caption(found, number) for number in range(len(edit))]
+        captioned = [to_tensor(with_caption(to_pil(picture), lines)) for picture, lines in zip(edit, captions)]
+        pictures = torch.cat(captioned)
+        return io.NodeOutput(pictures, _report(captions), *_means(found), ui=ui.PreviewImage(pictures, cls=cls))
 
 
 def _closeness(source: Tensor, edit: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -109,6 +110,7 @@ def _fit(source: Tensor, edit: Tensor, clip, clip_vision, text: str) -> dict[str
             f"CLIPScore needs clip, clip_vision and text, and {' and '.join(missing)} came empty; "
             "connect all three, or none."
         )
+    require_length(text, "text")
     pictures = host_clip.image_features(clip_vision, torch.cat([edit, source]))
     wanted = host_clip.text_features(clip, text, pictures.shape[-1])
     of_edit, of_source = clip_score(pictures, wanted).cpu().chunk(2)

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..drawing.pictures import fitted, to_pil, to_tensor
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _PIXELS = 1024 * 1024  # of a megapixel, as the host counts
 _STEP = 64  # pixels, so that every grid of the UNet is whole
@@ -37,10 +37,10 @@ class BaretFitPicture(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image, megapixels=0.25) -> io.NodeOutput:
-        with errors_of(cls):
-            pictures = [to_tensor(fitted(to_pil(picture), megapixels * _PIXELS, _STEP)) for picture in image]
-            return io.NodeOutput(torch.cat(pictures))
+        pictures = [to_tensor(fitted(to_pil(picture), megapixels * _PIXELS, _STEP)) for picture in image]
+        return io.NodeOutput(torch.cat(pictures))
 
 
 class BaretPickEdit(io.ComfyNode):
@@ -63,8 +63,8 @@ class BaretPickEdit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, edits, number=1) -> io.NodeOutput:
-        with errors_of(cls):
-            if not 1 <= number <= len(edits):
-                raise ValueError(f"number is {number}; there are {len(edits)} edits, and one of their numbers fits.")
-            return io.NodeOutput(edits[number - 1 : number])
+        if not 1 <= number <= len(edits):
+            raise ValueError(f"number is {number}; there are {len(edits)} edits, and one of their numbers fits.")
+        return io.NodeOutput(edits[number - 1 : number])

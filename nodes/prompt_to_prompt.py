@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..baret_ops.edits.prompt_to_prompt import CrossEdit, LocalBlend, prompt_to_prompt, refinement, replacement
 from ..host import wires
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, most_tokens, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, most_tokens, run_edit
 from .texts import mark_words, source_tokens, token_values, with_target
 from .written import read_words
 
@@ -94,6 +94,7 @@ class BaretPromptToPromptEdit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -116,25 +117,24 @@ class BaretPromptToPromptEdit(io.ComfyNode):
         auto_mask=0.0,
         change_mask=0.0,
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            source = source_tokens(clip, embeddings, source_text)
-            to_target, target = with_target(clip, embeddings, target_text)
-            shares = token_values(clip, target, word_shares, "word_shares", default=cross_share)
-            weights = token_values(clip, target, reweight, "reweight", default=1.0)
-            local = None
-            if read_words(blend_words):
-                marks = mark_words(clip, source, target, blend_words, "blend_words")
-                local = LocalBlend(*marks, blend_threshold, blend_start)
-            edit = partial(
-                prompt_to_prompt,
-                embeddings=to_target,
-                cross=CrossEdit(_ALIGNMENTS[alignment](source, target), shares, weights),
-                guidance_scale=cfg,
-                self_share=self_share,
-                max_tokens=most_tokens(max_resolution),
-                local=local,
-                auto_mask=auto_mask,
-                change_mask=change_mask,
-            )
-            edited, changed = run_edit(model, trajectory, to_target, mask, _PROCESSES, edit)
-            return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))
+        source = source_tokens(clip, embeddings, source_text)
+        to_target, target = with_target(clip, embeddings, target_text)
+        shares = token_values(clip, target, word_shares, "word_shares", default=cross_share)
+        weights = token_values(clip, target, reweight, "reweight", default=1.0)
+        local = None
+        if read_words(blend_words, "blend_words"):
+            marks = mark_words(clip, source, target, blend_words, "blend_words")
+            local = LocalBlend(*marks, blend_threshold, blend_start)
+        edit = partial(
+            prompt_to_prompt,
+            embeddings=to_target,
+            cross=CrossEdit(_ALIGNMENTS[alignment](source, target), shares, weights),
+            guidance_scale=cfg,
+            self_share=self_share,
+            max_tokens=most_tokens(max_resolution),
+            local=local,
+            auto_mask=auto_mask,
+            change_mask=change_mask,
+        )
+        edited, changed = run_edit(model, trajectory, to_target, mask, _PROCESSES, edit)
+        return io.NodeOutput(wires.latent_out(trajectory.family, edited), wires.mask_out(changed))

@@ -6,7 +6,7 @@ from ..baret_ops.report import inversion_text, reconstruction_error
 from ..drawing.pictures import to_tensor
 from ..drawing.report import inversion_picture
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 
 class BaretInversionReport(io.ComfyNode):
@@ -30,12 +30,12 @@ class BaretInversionReport(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, trajectory, embeddings) -> io.NodeOutput:
-        with errors_of(cls):
-            text = inversion_text(trajectory, embeddings)
-            found = reconstruction_error(trajectory)
-            thresholds = None if embeddings.thresholds is None else embeddings.thresholds.cpu()
-            losses, updates = embeddings.losses.cpu(), embeddings.updates.cpu()
-            drawn = inversion_picture(losses, updates, thresholds, found.decibels, found.errors)
-            picture = to_tensor(drawn)
-            return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture, cls=cls))
+        text = inversion_text(trajectory, embeddings)
+        found = reconstruction_error(trajectory)
+        thresholds = None if embeddings.thresholds is None else embeddings.thresholds.cpu()
+        losses, updates = embeddings.losses.cpu(), embeddings.updates.cpu()
+        drawn = inversion_picture(losses, updates, thresholds, found.decibels, found.errors)
+        picture = to_tensor(drawn)
+        return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture, cls=cls))

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..baret_ops.values import Embeddings, Trajectory, require_match
 from ..host import conditioning, wires
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 
 class BaretToSampler(io.ComfyNode):
@@ -47,20 +47,20 @@ class BaretToSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, embeddings, trajectory, process) -> io.NodeOutput:
-        with errors_of(cls):
-            require_match(trajectory, embeddings)
-            conditioning.require_options(embeddings)
-            _require_samplable(trajectory, embeddings, process)
-            schedule = trajectory.schedule
-            texts = [_text_of(embeddings, process, step) for step in range(schedule.steps)]
-            positive = conditioning.per_step(texts, embeddings.positive_options, schedule)
-            negative = [[embeddings.negative, dict(embeddings.negative_options)]]
-            if embeddings.negative.ndim == 4:
-                negative = conditioning.per_step(list(embeddings.negative), embeddings.negative_options, schedule)
-            noisy = schedule.to_sampler(trajectory.pivots[0], 0)
-            latent = wires.latent_out(trajectory.family, noisy)
-            return io.NodeOutput(positive, negative, schedule.sigmas.float(), latent)
+        require_match(trajectory, embeddings)
+        conditioning.require_options(embeddings)
+        _require_samplable(trajectory, embeddings, process)
+        schedule = trajectory.schedule
+        texts = [_text_of(embeddings, process, step) for step in range(schedule.steps)]
+        positive = conditioning.per_step(texts, embeddings.positive_options, schedule)
+        negative = [[embeddings.negative, dict(embeddings.negative_options)]]
+        if embeddings.negative.ndim == 4:
+            negative = conditioning.per_step(list(embeddings.negative), embeddings.negative_options, schedule)
+        noisy = schedule.to_sampler(trajectory.pivots[0], 0)
+        latent = wires.latent_out(trajectory.family, noisy)
+        return io.NodeOutput(positive, negative, schedule.sigmas.float(), latent)
 
 
 def _require_samplable(trajectory: Trajectory, embeddings: Embeddings, process: str) -> None:

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..baret_ops.storage import load_inversion, save_inversion
 from ..host import files
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 
 class BaretSaveInversion(io.ComfyNode):
@@ -31,12 +31,11 @@ class BaretSaveInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, trajectory, embeddings, filename_prefix) -> io.NodeOutput:
-        with errors_of(cls):
-            path, shown = files.new_file(filename_prefix)
-            save_inversion(path, trajectory, embeddings)
-            name = f"{shown['subfolder']}/{shown['filename']}".lstrip("/")
-            return io.NodeOutput(ui={"files": [shown], "text": (name,)})
+        shown = files.write_new(filename_prefix, lambda path: save_inversion(path, trajectory, embeddings))
+        name = f"{shown['subfolder']}/{shown['filename']}".lstrip("/")
+        return io.NodeOutput(ui={"files": [shown], "text": (name,)})
 
 
 class BaretLoadInversion(io.ComfyNode):
@@ -65,7 +64,12 @@ class BaretLoadInversion(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
-        """Takes the place of the host's check against its list, which does not know a file that was saved just now."""
+        """Takes the place of the host's check against its list, which does not know a file that was saved just now.
+
+        None stands for a name that another node will give.
+        """
+        if file is None:
+            return True
         try:
             files.find_file(file)
         except ValueError as error:
@@ -77,6 +81,6 @@ class BaretLoadInversion(io.ComfyNode):
         return files.fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, file) -> io.NodeOutput:
-        with errors_of(cls):
-            return io.NodeOutput(*load_inversion(files.find_file(file)))
+        return io.NodeOutput(*load_inversion(files.find_file(file)))

@@ -11,10 +11,10 @@ from ..baret_ops.edits.bam import Edits, advance, edit_mask
 from ..baret_ops.edits.region import Region
 from ..baret_ops.edits.sweep import Sweep
 from ..baret_ops.values import Trajectory
-from ..drawing.pictures import grid, to_pil, to_tensor
+from ..drawing.pictures import grid, require_drawable, to_pil, to_tensor
 from ..host import models, run, wires
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of, most_tokens, run_edit
+from .common import CATEGORY, SEARCH_ALIASES, checked, most_tokens, run_edit
 from .written import read_numbers, read_ranges
 
 _MOST_CELLS = 32 * 64 * 64
@@ -69,6 +69,7 @@ class BaretEditSweep(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -84,39 +85,40 @@ class BaretEditSweep(io.ComfyNode):
         mask=None,
         auto_mask=0.0,
     ) -> io.NodeOutput:
-        with errors_of(cls):
-            models.require_fit(model, trajectory)
-            ranges = read_ranges(eta_ranges, "eta_ranges")
-            selfs, crosses = read_numbers(tau_sa, "tau_sa"), read_numbers(tau_ca, "tau_ca")
-            taus = [(sa, ca) for ca in crosses for sa in selfs]
-            cells = trajectory.pivots[0, :, 0].numel()
-            sweep = Sweep(trajectory, embeddings, ranges, taus, _MOST_CELLS // cells, cfg)
-            sheet = _Sheet(vae, trajectory, ranges, selfs, crosses)
-            show = run.picture_progress(sweep.forwards)
+        models.require_fit(model, trajectory)
+        ranges = read_ranges(eta_ranges, "eta_ranges")
+        selfs, crosses = read_numbers(tau_sa, "tau_sa"), read_numbers(tau_ca, "tau_ca")
+        taus = [(sa, ca) for ca in crosses for sa in selfs]
+        size = wires.picture_size(trajectory)
+        require_drawable(size, len(taus), trajectory.images * len(ranges), side=max(size))
+        cells = trajectory.pivots[0, :, 0].numel()
+        sweep = Sweep(trajectory, embeddings, ranges, taus, _MOST_CELLS // cells, cfg)
+        sheet = _Sheet(vae, trajectory, ranges, selfs, crosses)
+        show = run.picture_progress(sweep.forwards)
+        show(sheet.drawn(0), 0)
+        found: list[Tensor | None] = []  # the mask at the latents' size, with what auto_mask finds
+
+        def forward(edits: list[Edits], span: range) -> list[Edits]:
+            def loop(predict, trajectory, *, mask, on_step):
+                if not found:
+                    found.append(edit_mask(predict, trajectory, embeddings, mask, auto_mask))
+                return advance(
+                    predict,
+                    trajectory,
+                    [replace(each, region=Region(found[0])) for each in edits],
+                    span,
+                    uncond_too=passes == "both",
+                    max_tokens=most_tokens(max_resolution),
+                    on_step=on_step,
+                )
+
+            return run_edit(model, trajectory, embeddings, mask, sweep.processes, loop, on_step=lambda *_: show())
+
+        for row in sweep.rows(forward):
+            sheet.add(row)
             show(sheet.drawn(0), 0)
-            found: list[Tensor | None] = []  # the mask at the latents' size, with what auto_mask finds
-
-            def forward(edits: list[Edits], span: range) -> list[Edits]:
-                def loop(predict, trajectory, *, mask, on_step):
-                    if not found:
-                        found.append(edit_mask(predict, trajectory, embeddings, mask, auto_mask))
-                    return advance(
-                        predict,
-                        trajectory,
-                        [replace(each, region=Region(found[0])) for each in edits],
-                        span,
-                        uncond_too=passes == "both",
-                        max_tokens=most_tokens(max_resolution),
-                        on_step=on_step,
-                    )
-
-                return run_edit(model, trajectory, embeddings, mask, sweep.processes, loop, on_step=lambda *_: show())
-
-            for row in sweep.rows(forward):
-                sheet.add(row)
-                show(sheet.drawn(0), 0)
-            sheets = torch.cat([to_tensor(sheet.drawn(image)) for image in range(trajectory.images)])
-            return io.NodeOutput(sheets, sheet.edits(), ui=ui.PreviewImage(sheets, cls=cls))
+        sheets = torch.cat([to_tensor(sheet.drawn(image)) for image in range(trajectory.images)])
+        return io.NodeOutput(sheets, sheet.edits(), ui=ui.PreviewImage(sheets, cls=cls))
 
 
 class _Sheet:

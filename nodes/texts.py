@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..baret_ops.prompts import Tokens
 from ..baret_ops.values import Embeddings
+from ..baret_ops.wording import quoted
 from ..host import conditioning, text
-from .written import quoted, read_values, read_words
+from .written import read_values, read_words
 
 _SAME = 0.05  # of the greatest number in an embedding: how far two encodings of one text may differ, as in 16 bit
 
@@ -39,6 +40,7 @@ def target_tokens(clip, embeddings: Embeddings, written: str) -> Tokens:
 
 def _encode(clip, written: str, role: str, embeddings: Embeddings) -> Tensor:
     """The embedding ``[B,T,D]`` of a text for all images. role: the input's name, for messages."""
+    text.require_length(written, role)
     width = embeddings.target.shape[-1]
     encoded, _ = conditioning.read_text(text.encode(clip, written), role, embeddings.images, width)
     return encoded
@@ -75,7 +77,7 @@ def mark_words(clip, source: Tokens, target: Tokens, written: str, role: str) ->
     Raises ValueError for a word that is in neither text.
     """
     marks = torch.zeros(len(source.ids)), torch.zeros(len(target.ids))
-    for word in read_words(written):
+    for word in read_words(written, role):
         phrase = text.read_tokens(clip, word)
         places = source.find(phrase), target.find(phrase)
         if not any(places):

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host import conditioning
 from . import inputs
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 
 class BaretTransitionEmbedding(io.ComfyNode):
@@ -46,10 +46,10 @@ class BaretTransitionEmbedding(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, embeddings, eta_start, eta_end, positive=None) -> io.NodeOutput:
-        with errors_of(cls):
-            if positive is not None:
-                width = embeddings.target.shape[-1]
-                target, options = conditioning.read_text(positive, "positive", embeddings.images, width)
-                embeddings = embeddings.with_target(target, options)
-            return io.NodeOutput(embeddings.with_transition(eta_start, eta_end))
+        if positive is not None:
+            width = embeddings.target.shape[-1]
+            target, options = conditioning.read_text(positive, "positive", embeddings.images, width)
+            embeddings = embeddings.with_target(target, options)
+        return io.NodeOutput(embeddings.with_transition(eta_start, eta_end))

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host.remarks import remark
 from ..world import scenes
-from .common import CATEGORY, SEARCH_ALIASES, errors_of
+from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _ANY = "any"
 _CHOICES = {"animal": scenes.ANIMALS, "pose": scenes.POSES, "colour": scenes.COLOURS, "place": scenes.PLACES}
@@ -39,11 +39,11 @@ class BaretWorldLoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls) -> io.NodeOutput:
         from ..host.world import load
 
-        with errors_of(cls):
-            return io.NodeOutput(*load())
+        return io.NodeOutput(*load())
 
 
 class BaretWorldScene(io.ComfyNode):
@@ -79,15 +79,15 @@ class BaretWorldScene(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, seed, animal=_ANY, pose=_ANY, colour=_ANY, place=_ANY) -> io.NodeOutput:
         chosen = {"animal": animal, "pose": pose, "colour": colour, "place": place}
-        with errors_of(cls):
-            if not 0 <= seed < 2**32:
-                raise ValueError(f"seed is {seed}; a whole number from 0 to {2**32 - 1} fits.")
-            (scene,) = scenes.sample(seed, 1)
-            fixed = {name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
-            scene = replace(scene, **fixed)
-            picture, mask = scenes.render([scene])[:2]
-            caption = scenes.plain_caption(scene)
-            remark(caption)
-            return io.NodeOutput(picture, caption, mask)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed}; a whole number from 0 to {2**32 - 1} fits.")
+        (scene,) = scenes.sample(seed, 1)
+        fixed = {name: _CHOICES[name].index(value) for name, value in chosen.items() if value != _ANY}
+        scene = replace(scene, **fixed)
+        picture, mask = scenes.render([scene])[:2]
+        caption = scenes.plain_caption(scene)
+        remark(caption)
+        return io.NodeOutput(picture, caption, mask)

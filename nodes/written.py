@@ -5,21 +5,16 @@ Every parser takes a time that grows no faster than the text, and quotes no more
 
 from __future__ import annotations
 
-import math
 import re
 
 from ..baret_ops.edits.word_maps import Grids
+from ..baret_ops.wording import quoted
 
-_LONGEST = 40  # characters of a number or range, and of what a message quotes
+_LONGEST = 40  # characters of a number or range
+_MOST_WORDS = 256  # each of them is looked for in the texts
+_GREATEST = 1000  # of the numbers that words are weighed with
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:e-?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})(?: ?(?:-|\u2013|to) ?({_NUMBER}))?")
-
-
-def quoted(text: str) -> str:
-    """A text in quotes for a message; of a long one its beginning, and how long it is."""
-    if len(text) <= _LONGEST:
-        return repr(text)
-    return f"{text[:_LONGEST]!r}... ({len(text)} characters)"
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -64,36 +59,49 @@ def read_numbers(text: str, name: str) -> list[float]:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def read_words(text: str) -> list[str]:
-    """``"dog, a red cat"`` to ``["dog", "a red cat"]``: words or phrases with commas between them, each once."""
-    parts = [part.strip() for part in text.split(",")]
-    return list(dict.fromkeys(part for part in parts if part))
+def read_words(text: str, name: str) -> list[str]:
+    """``"dog, a red cat"`` to ``["dog", "a red cat"]``: words or phrases with commas between them, each once.
+
+    Raises ValueError for more of them than anybody looks at.
+    """
+    return list(dict.fromkeys(_parts(text, name)))
 
 
 def read_values(text: str, name: str) -> list[tuple[str, float]]:
-    """``"dog:1.5, red:0.3"`` to ``[("dog", 1.5), ("red", 0.3)]``. Raises ValueError for another form."""
-    parts = [part.strip() for part in text.split(",")]
-    return [_read_value(part, name) for part in parts if part]
+    """``"dog:1.5, red:0.3"`` to ``[("dog", 1.5), ("red", 0.3)]``.
+
+    Raises ValueError for another form, for numbers that no attention can be weighed with, and as :func:`read_words`.
+    """
+    return [_read_value(part, name) for part in _parts(text, name)]
+
+
+def _parts(text: str, name: str) -> list[str]:
+    stripped = (part.strip() for part in text.split(","))
+    parts = [part for part in stripped if part]
+    if len(parts) > _MOST_WORDS:
+        raise ValueError(f"{name} has {len(parts)} words; at most {_MOST_WORDS} fit.")
+    return parts
 
 
 def _read_value(part: str, name: str) -> tuple[str, float]:
     word, _, number = part.rpartition(":")  # without a colon the word is empty
     word = word.strip()
-    value = _finite(number.strip())
+    value = _number(number.strip())
     if not word or value is None:
         raise ValueError(f'{name} holds {quoted(part)}; words and numbers such as "dog:1.5, red:0.3" fit.')
+    if not abs(value) <= _GREATEST:
+        raise ValueError(f"{name} holds {quoted(part)}; numbers from -{_GREATEST} to {_GREATEST} fit.")
     return word, value
 
 
-def _finite(text: str) -> float | None:
-    """A written number, or None for what is none, or is infinite or NaN."""
+def _number(text: str) -> float | None:
+    """A written number, or None for what is none."""
     if len(text) > _LONGEST:
         return None
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------

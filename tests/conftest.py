@@ -69,17 +69,9 @@ def pack(host):
 @pytest.fixture(scope="session")
 def make_model(host):
     """A factory of MODELs: the host's UNet of the SD1.5 family, small, with random weights, loaded as the host does."""
-    small = {
-        "model_channels": 32,
-        "channel_mult": [1, 2],
-        "num_res_blocks": [1, 1],
-        "transformer_depth": [1, 1],
-        "transformer_depth_output": [1, 1, 1, 1],
-        "context_dim": 24,
-    }
 
     def make(seed=0, dtype=None, cast=None, v_prediction=False, config=None, **changes):
-        unet = {**in_process.SD15, **small, **changes}
+        unet = {**in_process.SMALL, **changes}
         return in_process.random_model(
             unet, heads=4, seed=seed, dtype=dtype, cast=cast, v_prediction=v_prediction, family=config
         )

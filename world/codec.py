@@ -57,6 +57,8 @@ class Codec(nn.Module):
         )
 
     def encode(self, pictures):
+        if min(pictures.shape[-2:]) < 8:
+            raise ValueError("a picture of less than 8x8 pixels came; the drawn world's VAE takes larger ones.")
         return self.encoder(pictures)
 
     def decode(self, latents):

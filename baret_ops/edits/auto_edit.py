@@ -78,7 +78,7 @@ class AutoEdit:
     candidates: ``[K,B,C,h,w]``, VP form; where an image needed none, the picture as it was.
     scores: ``[K,B]``, how far the text explains each, NaN where an image needed none.
     distances: ``[K,B]``, how much each takes away from the picture, likewise.
-    chosen: ``[B]``, which one was taken. good: ``[B]`` bool, whether it obeys by the model's own judgement.
+    obeys: ``[K,B]`` bool, which obey by the model's own judgement. chosen: ``[B]``, which one was taken.
     """
 
     edit: Tensor
@@ -86,9 +86,14 @@ class AutoEdit:
     candidates: Tensor
     scores: Tensor
     distances: Tensor
+    obeys: Tensor
     chosen: Tensor
-    good: Tensor
     names: tuple[str, ...]
+
+    @property
+    def good(self) -> Tensor:
+        """Whether what was taken obeys, ``[B]`` bool: it does where any does."""
+        return self.obeys.any(0)
 
     def report(self) -> str:
         """What was chosen and why, a line for each image."""
@@ -144,17 +149,16 @@ def distance(edited: Tensor, picture: Tensor) -> Tensor:
 
 
 def choose(scores: Tensor, distances: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-    """Which candidate each image takes, ``[B]``, and whether it is good, ``[B]`` bool.
+    """Which candidate each image takes, ``[B]``, and which obey, ``[K,B]`` bool.
 
-    Good is a score of at least ``1 - LENIENCE * keep``. Of the good ones the least distant is taken; where none is
-    good, the one of the best score. scores, distances: ``[K,B]``, NaN where an image has no such candidate.
+    One obeys that has a score of at least ``1 - LENIENCE * keep``. Of those the least distant is taken; where none
+    obeys, the one of the best score. scores, distances: ``[K,B]``, NaN where an image has no such candidate.
     """
     there = ~scores.isnan()
-    good = there & (scores >= 1 - LENIENCE * keep)
-    nearest = distances.masked_fill(~good, float("inf")).argmin(0)
+    obeys = there & (scores >= 1 - LENIENCE * keep)
+    nearest = distances.masked_fill(~obeys, float("inf")).argmin(0)
     best = scores.masked_fill(~there, float("-inf")).argmax(0)
-    any_good = good.any(0)
-    return torch.where(any_good, nearest, best), any_good
+    return torch.where(obeys.any(0), nearest, best), obeys
 
 
 # --- the edit ---------------------------------------------------------------------------------------------------------
@@ -219,13 +223,13 @@ def auto_edit(
             candidates[number, waiting] = edited[taken]
             scores[number, waiting] = answers.score(source.of(among))[taken]
             distances[number, waiting] = distance(edited, picture)[taken]
-        _, good = choose(scores, distances, keep)
-        waiting = (~good).nonzero().flatten().tolist()
+        _, obeys = choose(scores, distances, keep)
+        waiting = (~obeys.any(0)).nonzero().flatten().tolist()
 
-    chosen, good = choose(scores, distances, keep)
+    chosen, obeys = choose(scores, distances, keep)
     edit = candidates[chosen, torch.arange(trajectory.images, device=chosen.device)]
     names = tuple(candidate.name for candidate in CANDIDATES[:effort])
-    return AutoEdit(edit, may_change, candidates, scores, distances, chosen, good, names)
+    return AutoEdit(edit, may_change, candidates, scores, distances, obeys, chosen, names)
 
 
 def _rounds(effort: int) -> list[list[int]]:

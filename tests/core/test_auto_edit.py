@@ -84,9 +84,10 @@ def test_distance_forgives_what_moves_and_not_what_is_lost():
 def test_of_those_that_obey_the_one_that_takes_least_away(keep, chosen):
     scores = torch.tensor([[0.75, 0.7, -0.5, 0.0], [0.9, 0.86, 0.05, -0.1], [1.0, 1.1, NAN, NAN]])
     distances = torch.tensor([[1.0] * 4, [2.0] * 4, [3.0, 3.0, NAN, NAN]])
-    found, good = choose(scores, distances, keep)
+    found, obeys = choose(scores, distances, keep)
     assert found.tolist() == chosen
-    assert good.tolist() == [True, True, False, False]
+    assert obeys.any(0).tolist() == [True, True, False, False]
+    assert obeys[2].tolist() == [True, True, False, False], "what was not tried does not obey"
 
 
 class TestAutoEdit:

@@ -1,5 +1,7 @@
 """Alignment of token sequences against hand-made cases."""
 
+import random
+
 import pytest
 
 from baret_ops.prompts import Tokens, align
@@ -29,6 +31,51 @@ def test_align(source, target, partners):
     assert align(source, target) == partners
 
 
+def aligned_by_table(source, target):
+    """As :func:`align`, from the whole table of lengths."""
+    common = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
+    for i in reversed(range(len(source))):
+        for j in reversed(range(len(target))):
+            met = source[i] == target[j]
+            common[i][j] = 1 + common[i + 1][j + 1] if met else max(common[i + 1][j], common[i][j + 1])
+    partners, i, j = [None] * len(target), 0, 0
+    while i < len(source) and j < len(target):
+        if source[i] == target[j]:
+            partners[j] = i
+            i, j = i + 1, j + 1
+        elif common[i][j + 1] >= common[i + 1][j]:
+            j += 1
+        else:
+            i += 1
+    return partners
+
+
+@pytest.mark.parametrize("letters", [1, 2, 4])
+def test_align_is_the_tables_alignment(letters):
+    """Of equally long common subsequences too it takes the one that the table leads to."""
+    drawn = random.Random(letters)
+    for _ in range(300):
+        source, target = ([drawn.randrange(letters) for _ in range(drawn.randrange(20))] for _ in range(2))
+        assert align(source, target) == aligned_by_table(source, target)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "source, target", [("a," * 2464, ",a" * 2464), ("a" * 4928, "a" * 4928), ("ab" * 2464, "cd" * 2464)]
+)
+def test_the_longest_texts_are_aligned_at_once(source, target):
+    """With a table it takes minutes to do this fifty times."""
+    for _ in range(50):
+        assert len(align(source, target)) == len(target)
+
+
+@pytest.mark.timeout(20)
+def test_a_long_phrase_is_found_in_a_long_text_at_once():
+    text = tokens(*["dog"] * 4928)
+    for _ in range(30):
+        assert len(text.find(tokens(*["dog"] * 2464))) == 4928
+
+
 def tokens(*words):
     """Words of one token each, but those written with a hyphen; a start before and an end after."""
     ids, found = ["<"], []
@@ -48,3 +95,4 @@ def test_find():
     assert text.find(tokens("a", "dog")) == (5, 6)
     assert text.find(tokens("dog", "a")) == ()
     assert text.find(tokens()) == ()
+    assert tokens("a", "a", "a").find(tokens("a", "a")) == (1, 2, 3), "places that overlap count once"

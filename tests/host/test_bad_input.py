@@ -259,10 +259,83 @@ class TestFiles:
         answer = pack.nodes["BaretLoadInversion"].validate_inputs(file=name)
         assert answer.startswith("Load Inversion: the file ") and "choose one from the list" in answer
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            5,
+            0.5,
+            True,
+            ["a.safetensors"],
+            {"a": 1},
+            "a\0.safetensors",
+            "\ud800.safetensors",
+            "x" * 100_000,
+            "circle",
+            "",
+        ],
+        ids=lambda name: repr(name)[:20],
+    )
+    def test_what_is_no_name(self, pack, execute, host, name):
+        circle = host.base / "input" / "circle"
+        if not circle.is_symlink():
+            circle.symlink_to(circle)
+        answer = pack.nodes["BaretLoadInversion"].validate_inputs(file=name)
+        assert answer.startswith("Load Inversion: the file ") and "choose one from the list" in answer
+        assert len(answer) < 200
+        with refused("^Load Inversion: the file "):
+            execute("BaretLoadInversion", file=name)
+
+    def test_no_name_at_all(self, pack, execute):
+        """As the host asks before it runs the node that gives the name."""
+        assert pack.nodes["BaretLoadInversion"].validate_inputs(file=None) is True
+        with refused("^Load Inversion: the file is None; choose one from the list"):
+            execute("BaretLoadInversion", file=None)
+
     def test_a_prefix_that_leaves_the_folder(self, invert, execute):
         trajectory, embeddings, _ = invert()
         with refused("Save Inversion: filename_prefix '../../out' leaves the output folder"):
             execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="../../out")
+
+    @pytest.mark.parametrize(
+        "prefix, sentence",
+        [
+            ("x" * 240, "'xxx.*cannot be written .*name too long.*use a short plain name"),
+            ("x" * 100_000, "'xxx.*characters.* cannot be written .*name too long"),
+            ("\ud800", r"cannot be written \(no file can have such a name\)"),
+            ("a\0b", r"cannot be written \(no file can have such a name\)"),
+            ("in_the_way/inversion", "filename_prefix 'in_the_way/inversion' cannot be a file in the output folder"),
+            ("circle/inversion", "filename_prefix 'circle/inversion' cannot be a file in the output folder"),
+        ],
+        ids=lambda value: repr(value)[:20],
+    )
+    def test_a_prefix_that_no_file_can_have(self, invert, execute, host, prefix, sentence):
+        trajectory, embeddings, _ = invert()
+        output = host.base / "output"
+        (output / "in_the_way").write_bytes(b"")
+        if not (output / "circle").is_symlink():
+            (output / "circle").symlink_to(output / "circle")
+        before = sorted(output.iterdir())
+        with refused(f"^Save Inversion: .*{sentence}") as caught:
+            execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix=prefix)
+        assert len(str(caught.value)) < 250 and str(host.base) not in str(caught.value)
+        assert sorted(output.iterdir()) == before
+
+    def test_two_servers_that_save_under_one_prefix(self, invert, execute, host, monkeypatch):
+        """Both see the same files and choose the same name at the same moment."""
+        trajectory, embeddings, _ = invert()
+        output, choose = host.base / "output", host.folders.get_save_image_path
+        others = output / "shared_00001_.safetensors"
+
+        def chosen(*args):
+            found = choose(*args)
+            if not others.exists():
+                others.write_bytes(b"the other server's")
+            return found
+
+        monkeypatch.setattr(host.folders, "get_save_image_path", chosen)
+        execute("BaretSaveInversion", trajectory=trajectory, embeddings=embeddings, filename_prefix="shared")
+        assert others.read_bytes() == b"the other server's"
+        execute("BaretLoadInversion", file="shared_00002_.safetensors [output]")
 
     def test_a_file_that_is_not_there(self, pack):
         answer = pack.nodes["BaretLoadInversion"].validate_inputs(file="gone.safetensors")

@@ -636,6 +636,23 @@ class TestListOfFiles:
             "baret/x_00002_.safetensors [output]",
         ]
 
+    def test_what_cannot_be_loaded_is_left_out(self, folders, listed, pack, tmp_path):
+        self.fill(folders.input, "mine.safetensors", ".safetensors", "folder.safetensors/x.png")
+        self.fill(tmp_path, "outside.safetensors")
+        links = {
+            "inward": folders.input / "mine.safetensors",
+            "outward": tmp_path / "outside.safetensors",
+            "dangling": folders.input / "gone.safetensors",
+            "circle": folders.input / "circle.safetensors",
+        }
+        for name, target in links.items():
+            (folders.input / f"{name}.safetensors").symlink_to(target)
+        os.mkfifo(folders.input / "pipe.safetensors")
+        assert listed() == ["inward.safetensors", "mine.safetensors"]
+        loader = pack.nodes["BaretLoadInversion"]
+        for path in folders.input.iterdir():
+            assert (loader.validate_inputs(path.name) is True) == (path.name in listed()), path.name
+
     def test_folders_are_read_once(self, folders, listed, monkeypatch):
         self.fill(folders.output, *(f"{i % 5}/{i}.safetensors" for i in range(200)))
         self.fill(folders.input, *(f"{i}.png" for i in range(200)))

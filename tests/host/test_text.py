@@ -66,6 +66,46 @@ def test_a_missing_word_lists_those_there_are(text, clip):
         text.find_word(clip, text.read_tokens(clip, ""), "horse", "target_text")
 
 
+def test_a_message_stays_short(text, clip):
+    tokens = text.read_tokens(clip, " ".join(f"{number}" for number in range(300)))
+    with pytest.raises(
+        ValueError, match="'horsehorse.*'... \\(50000 characters\\) is not in target_text; its words"
+    ) as caught:
+        text.find_word(clip, tokens, "horse" * 10_000, "target_text")
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "node, name",
+    [
+        ("BaretPromptToPromptEdit", "source_text"),
+        ("BaretPromptToPromptEdit", "target_text"),
+        ("BaretMasaCtrlEdit", "target_text"),
+        ("BaretAttentionMaps", "text"),
+    ],
+)
+@pytest.mark.parametrize(
+    "written, sentence",
+    [
+        ("a," * 50_000, "{} has 100000 characters; at most 20000 fit: write a shorter text"),
+        ("dog " * 4_900, "a text of 5248 tokens came; at most 4928 fit: write a shorter one"),
+    ],
+)
+def test_texts_without_end(drawn_world, pack, execute, node, name, written, sentence):
+    world = drawn_world
+    picture, caption, _ = execute("BaretWorldScene", seed=1)
+    text, latent = world.encode(caption), world.latent(picture)
+    trajectory, embeddings, _ = execute(
+        "BaretInversion", model=world.model, positive=text, negative=text, latent=latent, steps=2
+    )
+    texts = {"source_text": caption, "target_text": caption, "text": caption, "start_step": 0, "first_block": 1}
+    needed = {"model": world.model, "clip": world.clip, "trajectory": trajectory, "embeddings": embeddings}
+    given = {"vae": world.vae, **needed, **texts, name: written}
+    wanted = {each.id for each in pack.nodes[node].define_schema().inputs}
+    with pytest.raises(ValueError, match=f"^[-A-Za-z ]+: {sentence.format(name)}"):
+        execute(node, **{each: value for each, value in given.items() if each in wanted})
+
+
 def test_the_drawn_worlds_words(text, execute):
     _, clip, _ = execute("BaretWorldLoader")
     tokens = text.read_tokens(clip, "a blue dog lying in the snow, facing left")

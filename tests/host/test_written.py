@@ -32,8 +32,8 @@ def test_numbers(written):
 
 
 def test_words(written):
-    assert written.read_words(" dog, a red cat ,,dog,\n") == ["dog", "a red cat"]
-    assert written.read_words(" , ") == []
+    assert written.read_words(" dog, a red cat ,,dog,\n", "words") == ["dog", "a red cat"]
+    assert written.read_words(" , ", "words") == []
 
 
 def test_words_with_numbers(written):
@@ -64,8 +64,12 @@ def test_resolutions(written, text, seen):
         ("read_ranges", "0.5" + " " * 100 + "x", "eta_ranges has '0.5 x'"),
         ("read_values", "cat", "eta_ranges holds 'cat'; words and numbers such as"),
         ("read_values", "dog:1, :2", "eta_ranges holds ':2'; words and numbers such as"),
-        ("read_values", "dog:inf", "eta_ranges holds 'dog:inf'"),
-        ("read_values", "dog:nan", "eta_ranges holds 'dog:nan'"),
+        ("read_values", "dog:inf", "eta_ranges holds 'dog:inf'; numbers from -1000 to 1000 fit"),
+        ("read_values", "dog:nan", "eta_ranges holds 'dog:nan'; numbers"),
+        ("read_values", "dog:1e300", "eta_ranges holds 'dog:1e300'; numbers"),
+        ("read_values", "cat:1, dog:-1001", "eta_ranges holds 'dog:-1001'; numbers"),
+        ("read_values", "a:1," * (LONG // 4), "eta_ranges has 25000 words; at most 256 fit"),
+        ("read_words", "a," * (LONG // 2), "eta_ranges has 50000 words; at most 256 fit"),
         ("read_resolutions", "fine", "eta_ranges has 'fine'; coarse, all, or widths such as 16, 32 fit"),
         ("read_resolutions", "", "eta_ranges has ''; coarse, all, or widths"),
     ],
@@ -97,5 +101,4 @@ def test_a_long_text_is_refused_at_once_by_a_short_sentence(written, read, text,
 @pytest.mark.timeout(20)
 def test_a_long_list_is_read(written):
     assert written.read_ranges("0.5-0.1," * (LONG // 8), "eta_ranges") == [(0.5, 0.1)]
-    assert written.read_words("a," * (LONG // 2)) == ["a"]
-    assert len(written.read_values("a:1," * (LONG // 4), "reweight")) == LONG // 4
+    assert len(written.read_words(",".join(map(str, range(256))), "words")) == 256
