@@ -367,7 +367,8 @@ class TestEditSweep:
         for number, edit in enumerate(edits):
             row, column = 1 + number // 2, 1 + number % 2
             cell = grid[0, row * (side + gap) :, column * (side + gap) :][:side, :side]
-            torch.testing.assert_close(cell, edit, rtol=0, atol=0.01)
+            below = slice(32, None)  # its number stands above
+            torch.testing.assert_close(cell[below], edit[below], rtol=0, atol=0.01)
         corner, label = grid[:, :side, :side], grid[:, :side, side + gap : 2 * side]
         assert colours(corner) > 100, "the source"
         assert colours(label) > 3
