@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,16 @@ def rewrite(path, change_tensors=None, change_about=None):
     if change_about is not None:
         change_about(about)
     save_file(tensors, path, {"baret": json.dumps(about)})
+
+
+def test_a_file_of_the_first_version_still_loads():
+    """Saved by version 0.1.0, before the pack's modules were moved: five steps on a drawn scene."""
+    trajectory, embeddings = load_inversion(Path(__file__).with_name("inversion-of-0.1.0.safetensors"))
+    assert trajectory.pivots.shape == trajectory.latents.shape == (6, 1, 4, 16, 16)
+    assert embeddings.tuned.shape == (5, 1, 32, 128) and trajectory.guidance_scale == 7.5
+    assert len(trajectory.schedule.timesteps) == 6 and embeddings.updates.sum() == 5
+    missed = (trajectory.latents[-1] - trajectory.pivots[-1]).square().mean()
+    assert float(missed) < 0.1 * float(trajectory.pivots[-1].square().mean()), "it reconstructs its picture"
 
 
 def test_comes_back_to_the_bit(inversion, saved):
