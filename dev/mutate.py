@@ -139,6 +139,12 @@ MUTATIONS = [
         "tests/host/test_sharing.py",
     ),
     Mutation("host/run.py", "(x - out) / sigma for conds", "(x - out) * sigma for conds", "tests/host/test_sharing.py"),
+    Mutation(
+        "host/run.py",
+        '(extra.get("block"), extra.get("block_index"))',
+        'extra.get("block_index")',
+        "tests/host/test_sharing.py",
+    ),
     Mutation("host/attention.py", "label == 0 for label", "label == 1 for label", "tests/host/test_hooks.py"),
     Mutation("host/wires.py", "z / family.latent_scale", "z * family.latent_scale", "tests/host/test_method.py"),
 ]
