@@ -294,7 +294,9 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
     """
     inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
     width = inner + GAP * (len(workflow.stages) - 1) * 2 - GAP
-    head = _place_head(workflow, nodes, width)
+    note = _note(len(nodes) + 1, workflow.note, width - _folded_width(workflow))
+    nodes[note["id"]] = note
+    width, head = _place_folded(workflow, nodes, width, note["size"][1])
     top = head + GAP // 2 + GROUP_TITLE + TITLE_BAR
     groups, x, lowest = [], 0, 0
     for stage in workflow.stages:
@@ -320,20 +322,27 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
     return groups
 
 
-def _place_head(workflow: Workflow, nodes: dict[int, dict], width: int) -> int:
-    """Add the note to `nodes` and lay the folded nodes beside it; returns the lowest place of both.
+def _folded_width(workflow: Workflow) -> int:
+    """What the folded nodes take from the note's width."""
+    columns = workflow.folded_columns
+    return (columns - 1) * FOLDED_WIDTH + OPENED_WIDTH + GAP if columns else 0
 
-    There, because an opened node must not reach below all others: the frontend fits its whole height into the window.
+
+def _place_folded(workflow: Workflow, nodes: dict[int, dict], width: int, note: int) -> tuple[int, int]:
+    """Lay the folded nodes at the top; returns the width of all and the lowest place of what lies over the stages.
+
+    At the top, because an opened node must not reach below all others: the frontend fits its height into the window.
     """
-    side = (workflow.folded_columns - 1) * FOLDED_WIDTH + OPENED_WIDTH
-    note = _note(len(nodes) + 1, workflow.note, width - side - GAP)
-    nodes[note["id"]] = note
-    rows = -(-len(workflow.folded) // workflow.folded_columns)
+    columns, pitch = workflow.folded_columns, TITLE_BAR + GAP // 2
+    left = width - _folded_width(workflow) + GAP
+    rows = -(-len(workflow.folded) // max(1, columns))
     for number, node in enumerate(workflow.folded):
         column, row = divmod(number, rows)
-        nodes[node.id]["pos"] = [width - side + column * FOLDED_WIDTH, row * (TITLE_BAR + GAP // 2)]
+        nodes[node.id]["pos"] = [left + column * FOLDED_WIDTH, row * pitch]
         nodes[node.id]["size"][0] = OPENED_WIDTH
-    return max(note["size"][1], (rows - 1) * (TITLE_BAR + GAP // 2))
+    if columns:
+        return width, max(note, (rows - 1) * pitch)
+    return left + OPENED_WIDTH, note
 
 
 def _group(id: int, title: str, box: list[int]) -> dict:

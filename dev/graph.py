@@ -77,7 +77,8 @@ class App:
 class Workflow:
     """name: of its files for programs. title: under which people find it. note: what to do, over all else.
 
-    folded: nodes of which only the titles show, wherever they belong; they lie beside the note, in folded_columns.
+    folded: nodes of which only the titles show, wherever they belong. They lie beside the note, in folded_columns, or
+        at the right of all else in one column where that is 0.
     """
 
     name: str

@@ -123,7 +123,7 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=model["CLIP"], text="")
     if not lora:
         w.column(250)
-    image = w.add("LoadImage", "Your picture", image=PICTURE, room=180)
+    image = w.add("LoadImage", "Your picture", image=PICTURE, room=180 if lora else 370)
     fitted = w.add("BaretFitPicture", folded=True, image=image["IMAGE"])
     latent = w.add("VAEEncode", folded=True, pixels=fitted["image"], vae=loader["VAE"])
     return Source(
@@ -193,7 +193,7 @@ def _auto_edit(
     name: str,
     mask: Link | None = None,
     stages: tuple[str, str] = ("2 Run", "3 Look"),
-    width: int = 480,
+    width: int = 470,
 ) -> App:
     """The stages of an edit with no dial."""
     w.stage(stages[0], 270)
@@ -201,7 +201,7 @@ def _auto_edit(
     auto = _edit(w, "BaretAutoEdit", source.model, ttis, **({"mask": mask} if mask else {}))
     w.stage(stages[1], width)
     edited = _decoded(w, source.vae, auto["edit"])
-    both = _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=width * 3 // 5)
+    both = _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=width * 5 // 9)
     saved = _saved(w, source, edited, name, folded=True)
     return App([(source.target, "text", WHAT_TO_WRITE)], [both, saved])
 
@@ -215,7 +215,7 @@ def baret_edit() -> Workflow:
 
 {WORLD_WORDS}""",
     )
-    w.folded_columns = 2
+    w.folded_columns = 0
     source = _world(w, SHORT_TEXT)
     app = _auto_edit(w, source, "edit")
     w.app = replace(app, inputs=[*app.inputs, (source.image.node, "seed", "Which picture")])
@@ -302,7 +302,8 @@ Rows are *etas*, columns *tau_sa*. Write the best cell's number into *Pick Edit*
 add higher taus. Too little changes: lower etas.""",
     )
     source = _world(w, SCENE_TEXT)
-    w.stage("2 Sweep", 560)
+    w.folded_columns = 0
+    w.stage("2 Sweep", 460)
     ttis = _invert(w, source, folded=True)
     sweep = _edit(
         w,
@@ -328,10 +329,9 @@ The inversion is the slow part. It is saved: *Load Inversion* reads it back on a
 and run again: the inversion is not repeated.""",
     )
     source = _world(w, SHORT_TEXT)
-    w.stage("2 Invert", 270)
-    ttis = _invert(w, source)
-    w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
-    w.stage("3 Edit twice", 270)
+    w.folded_columns = 0
+    w.stage("2 Edit twice", 270)
+    ttis = _invert(w, source, folded=True)
     first = _edit(w, "BaretAutoEdit", source.model, ttis)
     words = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text="a red dog")
     other = w.add(
@@ -340,11 +340,12 @@ and run again: the inversion is not repeated.""",
         embeddings=ttis["embeddings"],
         positive=words["CONDITIONING"],
     )
-    second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="Edit by the other text", folded=True)
-    w.stage("4 Look", 360)
+    second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="By the other text", folded=True)
+    w.stage("3 Look", 470)
+    w.add("BaretSaveInversion", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     one, two = (_decoded(w, source.vae, auto["edit"]) for auto in (first, second))
     pictures = {"before": source.image, "first text": one, "second text": two}
-    _side_by_side(w, "Before and both edits", pictures, 2, room=280)
+    _side_by_side(w, "Before and both edits", pictures, 3, room=200)
     _saved(w, source, one, "first", "First edit", folded=True)
     _saved(w, source, two, "second", "Second edit", folded=True)
     return w
@@ -379,7 +380,7 @@ It is hot at the old place alone: lower *eta_start*. A word that should stay mov
     report = w.add("BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps", room=330)
     w.column(250)
-    w.add("PreviewImage", "How the inversion went", images=report["report"], room=230)
+    w.add("PreviewImage", "How the inversion went", images=report["report"], room=180)
     return w
 
 
@@ -417,10 +418,8 @@ def baret_stock_sampler() -> Workflow:
         latent_image=handed["latent"],
     )
     w.stage("4 Look", 360)
-    redrawn = _decoded(w, source.vae, ttis["reconstruction"])
     stock = _decoded(w, source.vae, sampled["output"])
-    pictures = {"before": source.image, "TTIS Inversion": redrawn, "stock nodes": stock}
-    _side_by_side(w, "All three", pictures, 2, room=270)
+    _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=210)
     _saved(w, source, stock, "stock", "Sampled by stock nodes", folded=True)
     return w
 
@@ -450,9 +449,7 @@ The picture's own edges hold the shapes; a drawing of the new pose as the image 
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, folded=True)
     w.stage("3 Look", 370)
     edited = _decoded(w, source.vae, bam["edit"])
-    redrawn = _decoded(w, source.vae, ttis["reconstruction"])
-    pictures = {"before": source.image, "reconstruction": redrawn, "edit": edited}
-    _side_by_side(w, "Before, reconstruction, edit", pictures, 2, room=270)
+    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=210)
     _saved(w, source, edited, "lora_controlnet", folded=True)
     return w
 

@@ -20,7 +20,7 @@ OPENED = """
         const [left, top, width, height] = n.boundingRect, head = 60;
         const source = app.graph.getNodeById(app.graph.links.get(n.inputs[0].link).origin_id);
         const square = Math.min(width, height - head);
-        const wide = source.type === 'BaretLabelledGrid' ? width : square;
+        const wide = source.type === 'BaretLabelledGrid' ? Math.min(width, 1.8 * (height - head)) : square;
         for (const x of [left + (width - wide) / 2 + 8, left + (width + wide) / 2 - 8])
             for (const y of [top + head, top + height - 16]) {
                 const at = [(x + offset[0]) * scale + frame.left, (y + offset[1]) * scale + frame.top];
