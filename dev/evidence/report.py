@@ -271,14 +271,17 @@ def overview(results: Results, group: str, form: str) -> str:
     rows = []
     by_task = [measured(results, group, form, task) for task in studies.TASKS]
     for method in METHODS:
-        names = [found[method] for found in by_task if method in found]
-        if len(names) < len(by_task):
-            continue
-        cells = [f"{results.show(name, 'all')}, {results.mean(name, 'psnr'):.1f} dB" for name in names]
-        passes = [results.cost(name) for name in names]
-        rows.append([method, *cells, f"{mean_of(passes):.0f}"])
+        names = [found.get(method) for found in by_task]
+        passes = [results.cost(name) for name in names if name is not None]
+        if passes:
+            rows.append([method, *(_in_short(results, name) for name in names), f"{mean_of(passes):.0f}"])
     titles = [TITLES.get(task, task) for task in studies.TASKS]
     return table(" | ".join(["method", *titles, "passes"]), rows)
+
+
+def _in_short(results: Results, name: str | None) -> str:
+    """A cell of the overview; a dash for what was not measured."""
+    return "–" if name is None else f"{results.show(name, 'all')}, {results.mean(name, 'psnr'):.1f} dB"
 
 
 def edits_table(results: Results, group: str, form: str, task: str) -> str:
