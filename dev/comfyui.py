@@ -47,6 +47,7 @@ TEST_PACKAGES = {
     **{package: re.match(r"[\w-]+", package)[0] for package in PACK_PACKAGES},
     "pytest==9.2.0": "pytest",
     "pytest-timeout==2.4.0": "pytest_timeout",
+    "pytest-xdist==3.8.0": "xdist",
     "hypothesis==6.170.17": "hypothesis",
     "diffusers==0.42.1": "diffusers",
     "ruff==0.17.6": "ruff",
