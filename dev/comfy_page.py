@@ -196,6 +196,10 @@ class Page:
         self.page.get_by_role("dialog").wait_for(state="detached")
         self.wait(OPENED, title)
 
+    def toggle_app(self) -> None:
+        """Go to the page without a canvas, or back."""
+        self.ask("await app.extensionManager.command.execute('Comfy.ToggleLinear')")
+
     def search(self, words: str):
         """Empty the canvas, fill in its search box and return the results."""
         self.ask("app.graph.clear(); await app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")

@@ -558,25 +558,10 @@ def baret_blueprint() -> Blueprint:
         mask=Face("mask"),
     )
     edited = _decoded(w, vae, auto["edit"])
+    faces = "image model clip vae mask text seed effort keep cfg steps iterations megapixels"
     return Blueprint(
         workflow=w,
-        faces=tuple(
-            [
-                "image",
-                "model",
-                "clip",
-                "vae",
-                "mask",
-                "text",
-                "seed",
-                "effort",
-                "keep",
-                "cfg",
-                "steps",
-                "iterations",
-                "megapixels",
-            ]
-        ),
+        faces=tuple(faces.split()),
         outputs={"edit": edited, "reconstruction": redrawn, "mask": auto["mask"], "report": auto["report"]},
         description=(
             "Edits a picture by words alone: write what is in it and what is new (a dog lying). SD1.x and SD2.x models."

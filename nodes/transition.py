@@ -24,7 +24,7 @@ class BaretTransitionEmbedding(io.ComfyNode):
                     0.8,
                     "How much of the tuned text the first, noisiest step keeps. "
                     "Higher keeps more of the picture's layout, lower lets the text change more. "
-                    "Useful: 0.6 to 0.9; 1 for a rigid edit.",
+                    "Useful: 0 to 0.9; 1 for a rigid edit.",
                 ),
                 inputs.share(
                     "eta_end",

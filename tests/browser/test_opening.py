@@ -64,7 +64,7 @@ def test_the_page_without_a_canvas(as_it_was):
     """The app's layout: what to write, one button, and both pictures."""
     page = as_it_was
     page.open_template("baret_edit")
-    page.ask("await app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.toggle_app()
     asked = page.page.get_by_test_id("linear-widgets")
     asked.get_by_text("What is in the picture, and what is new").wait_for()
     asked.get_by_text("Which picture").wait_for()
@@ -73,7 +73,7 @@ def test_the_page_without_a_canvas(as_it_was):
     shown = page.page.get_by_test_id("linear-outputs").locator("img")
     shown.nth(1).wait_for(timeout=300_000)
     assert page.ask("return node('Target text').widgets[0].value") == "a cat"
-    page.ask("await app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.toggle_app()
 
 
 def test_nodes_say_what_came_of_them(page):

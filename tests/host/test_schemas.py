@@ -180,6 +180,39 @@ def test_help_pages_fit_the_panel(pack):
         assert all(link.startswith("https://") for link in links), f"{page} links to another page"
 
 
+RANGE = re.compile(r"(?<![\d.])(\d[\d.]*) (?:to|到) (\d+(?:\.\d+)?)")
+
+
+def useful_ranges(pack):
+    """Node id, its name, input and the range that its tooltip calls useful."""
+    for id, node in pack.nodes.items():
+        schema = node.define_schema()
+        for entry in schema.inputs:
+            _, _, useful = entry.tooltip.partition("Useful: ")
+            if found := RANGE.match(useful):
+                yield id, schema.display_name, entry.id, found.groups()
+
+
+def test_advice_is_the_same_everywhere(pack):
+    """A range that the help pages or the README give for an input is the one in its tooltip."""
+    root = Path(pack.root.__file__).parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    _, _, table = readme.partition("## What each number does")
+    compared = 0
+    for id, name, entry, useful in useful_ranges(pack):
+        _, _, rows = table.partition(f"| {name} |")
+        rows = re.split(r"^\| \w", rows, flags=re.MULTILINE)[0].splitlines()
+        told = [line for line in rows if re.match(rf"[| ]*`{entry}`", line)]
+        for page in (root / "web/docs" / f"{id}.md", root / "web/docs" / id / "zh.md"):
+            lines = page.read_text(encoding="utf-8").splitlines()
+            told += [line for line in lines if re.match(rf"- [^:：]*`{entry}`", line)]
+        for line in told:
+            ranges = RANGE.findall(line)
+            assert not ranges or useful in ranges, f"{id}.{entry} is {' to '.join(useful)} in the tooltip: {line}"
+            compared += bool(ranges)
+    assert compared > 40
+
+
 @pytest.mark.parametrize("given, bound", [("steps", 1), ("iterations", -1)])
 def test_widgets_bound_what_can_be_typed(pack, given, bound):
     (entry,) = (entry for entry in pack.nodes["BaretTTISInversion"].define_schema().inputs if entry.id == given)
