@@ -193,7 +193,7 @@ def _auto_edit(
     name: str,
     mask: Link | None = None,
     stages: tuple[str, str] = ("2 Run", "3 Look"),
-    width: int = 470,
+    width: int = 450,
 ) -> App:
     """The stages of an edit with no dial."""
     w.stage(stages[0], 270)
@@ -209,7 +209,7 @@ def _auto_edit(
 def baret_edit() -> Workflow:
     w = Workflow(
         "baret_edit",
-        "01 Start here - BARET edit by words",
+        "BARET 01 Start here - edit by words",
         f"""\
 1 WRITE what is in the picture and what is new: *a dog lying*, *a yellow dog*. 2 PRESS RUN. 3 LOOK.
 
@@ -225,7 +225,7 @@ def baret_edit() -> Workflow:
 def baret_edit_photo() -> Workflow:
     w = Workflow(
         "baret_edit_photo",
-        "02 Edit your photo - BARET",
+        "BARET 02 Your photo - edit by words",
         """\
 1 CHOOSE a checkpoint (SD1.x, SD2.x) and a photo, WRITE what is in it and what is new. 2 PRESS RUN. 3 LOOK.
 
@@ -257,7 +257,7 @@ def _with_dials(w: Workflow, source: Source, name: str, rigid: bool) -> None:
 def baret_paper() -> Workflow:
     w = Workflow(
         "baret_paper",
-        "03 BARET paper - three nodes with dials",
+        "BARET 03 The paper - three nodes with dials",
         """\
 WRITE the whole scene as it should become. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
     )
@@ -268,10 +268,10 @@ WRITE the whole scene as it should become. No new pose: lower *eta_start*. Too m
 def baret_rigid_edit() -> Workflow:
     w = Workflow(
         "baret_rigid_edit",
-        "04 BARET colour, style, kind - shapes stay",
+        "BARET 04 Colour, style, kind - shapes stay",
         """\
 For another colour, style, background or kind of thing in the same shape: *embeddings* go straight into BAM Edit.
-Too little changes: lower *tau_ca* to 0.4, then *tau_sa* to 0.2. A pose should change too: *03 BARET paper*.""",
+Too little changes: lower *tau_ca* to 0.4, then *tau_sa* to 0.2. A pose should change too: *BARET 03*.""",
     )
     _with_dials(w, _world(w, RIGID_TEXT), "rigid", rigid=True)
     return w
@@ -280,7 +280,7 @@ Too little changes: lower *tau_ca* to 0.4, then *tau_sa* to 0.2. A pose should c
 def baret_masked_edit() -> Workflow:
     w = Workflow(
         "baret_masked_edit",
-        "05 BARET with a mask",
+        "BARET 05 With a mask",
         """\
 White may change, all else is kept as it was at every step. Here: the animal, grown so that the new pose has room.
 A photo: right-click it, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""",
@@ -296,7 +296,7 @@ A photo: right-click it, *Open in Mask Editor*, paint, and connect the mask of *
 def baret_sweep() -> Workflow:
     w = Workflow(
         "baret_sweep",
-        "06 BARET sweep - pick from a grid",
+        "BARET 06 Sweep - pick from a grid",
         """\
 Rows are *etas*, columns *tau_sa*. Write the best cell's number into *Pick Edit* and run again. Too much is lost: \
 add higher taus. Too little changes: lower etas.""",
@@ -323,7 +323,7 @@ add higher taus. Too little changes: lower etas.""",
 def baret_invert_once() -> Workflow:
     w = Workflow(
         "baret_invert_once",
-        "07 BARET invert once, edit often",
+        "BARET 07 Invert once, edit often",
         """\
 The inversion is the slow part. It is saved: *Load Inversion* reads it back on another day. Change the second text \
 and run again: the inversion is not repeated.""",
@@ -341,7 +341,7 @@ and run again: the inversion is not repeated.""",
         positive=words["CONDITIONING"],
     )
     second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="By the other text", folded=True)
-    w.stage("3 Look", 470)
+    w.stage("3 Look", 450)
     w.add("BaretSaveInversion", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     one, two = (_decoded(w, source.vae, auto["edit"]) for auto in (first, second))
     pictures = {"before": source.image, "first text": one, "second text": two}
@@ -354,7 +354,7 @@ and run again: the inversion is not repeated.""",
 def baret_maps() -> Workflow:
     w = Workflow(
         "baret_maps",
-        "08 BARET maps - where each word looks",
+        "BARET 08 Maps - where each word looks",
         """\
 Heat over the picture for each word. The word of a new pose should be hot where the pose comes, in the transition.
 It is hot at the old place alone: lower *eta_start*. A word that should stay moves: raise *eta_start* or *tau_sa*.""",
@@ -387,7 +387,7 @@ It is hot at the old place alone: lower *eta_start*. A word that should stay mov
 def baret_stock_sampler() -> Workflow:
     w = Workflow(
         "baret_stock_sampler",
-        "10 BARET in a stock sampler",
+        "BARET 10 In a stock sampler",
         """\
 *Embeddings to Sampler* turns an inversion into what stock nodes take. Keep *euler*, no noise, the inversion's cfg.
 *process* reconstruction gives the picture again, transition the blend, target the plain text from its noise.""",
@@ -427,7 +427,7 @@ def baret_stock_sampler() -> Workflow:
 def baret_lora_controlnet() -> Workflow:
     w = Workflow(
         "baret_lora_controlnet",
-        "11 BARET with LoRA and ControlNet on a photo",
+        "BARET 11 LoRA and ControlNet on a photo",
         """\
 A LoRA on the model and a ControlNet on the text count in the inversion and in the edit alike. Without one: *Bypass*.
 The picture's own edges hold the shapes; a drawing of the new pose as the image of the ControlNet asks for that.""",
@@ -458,7 +458,7 @@ def baret_compare() -> Workflow:
     """One picture and one text through BARET and the methods it is measured against, side by side."""
     w = Workflow(
         "baret_compare",
-        "09 BARET compare - six methods",
+        "BARET 09 Compare - six methods",
         """\
 One picture, one text, six methods. Another text or *seed*: run again.""",
     )
