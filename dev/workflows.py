@@ -419,7 +419,7 @@ def baret_stock_sampler() -> Workflow:
     )
     w.stage("4 Look", 360)
     stock = _decoded(w, source.vae, sampled["output"])
-    _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=210)
+    _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=180)
     _saved(w, source, stock, "stock", "Sampled by stock nodes", folded=True)
     return w
 

@@ -100,6 +100,7 @@ def test_templates_are_found(page):
     dialog = page.page.get_by_role("dialog")
     for words, title in (
         ("baret", workflows.TITLES["baret_edit"]),
+        ("photo", workflows.TITLES["baret_edit_photo"]),
         ("start here", workflows.TITLES["baret_edit"]),
         ("your photo", workflows.TITLES["baret_edit_photo"]),
     ):
