@@ -44,7 +44,7 @@ SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
 SHORT_TEXT = "a dog lying"
-WHAT_TO_WRITE = "What is in the picture, and what is new"
+WHAT_TO_WRITE = "Short text"  # no longer: on the classic canvas it widens the node
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 

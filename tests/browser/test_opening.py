@@ -61,12 +61,12 @@ def test_every_template_can_be_read_as_it_opens(as_it_was, size, nodes_2):
 
 
 def test_the_page_without_a_canvas(as_it_was):
-    """The app's layout: what to write, one button, and both pictures."""
+    """The app's layout: a text, a picture, one button, and both pictures."""
     page = as_it_was
     page.open_template("baret_edit")
     page.toggle_app()
     asked = page.page.get_by_test_id("linear-widgets")
-    asked.get_by_text("What is in the picture, and what is new").wait_for()
+    asked.get_by_text("Short text").wait_for()
     asked.get_by_text("Which picture").wait_for()
     asked.locator("textarea").first.fill("a cat")
     page.page.get_by_test_id("linear-run-button-icon").first.click()
