@@ -8,7 +8,7 @@ and V. So no attention map is formed, any attention kernel serves, and a patch i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,15 +21,37 @@ Lenders = tuple[int, ...]
 """For each process of a forward the one it borrows from, itself where it keeps its own."""
 
 
-def rows_of(total: int, passes: list[bool], processes: int) -> int:
+def rows_of(total: int, passes: Sequence, processes: int) -> int:
     """B, from the rows of an attention, ``total = len(passes) * processes * B``. Raises ValueError for a rest."""
     images, rest = divmod(total, len(passes) * processes)
     if rest:
-        raise ValueError(
-            f"attention of {total} rows came where {len(passes)} pass(es) of {processes} processes were expected: "
-            "another patch on this model changes the batch size; remove it from the model that goes into the edit."
-        )
+        raise _other_rows(total, f"{len(passes)} pass(es) of {processes} processes")
     return images
+
+
+def require_rows(total: int, passes: Sequence, rows: int) -> None:
+    """Raise ValueError unless a forward or an attention has as many rows as it was asked for.
+
+    A number that divides evenly does not tell: a batch of tiles is as many rows as a batch of pictures.
+    """
+    if total != len(passes) * rows:
+        raise _other_rows(total, f"{len(passes)} pass(es) of {rows} rows")
+
+
+def require_tokens(total: int, grid: tuple[int, int]) -> None:
+    """Raise ValueError unless an attention that is looked into has a token for each place of its grid (h,w)."""
+    if total != grid[0] * grid[1]:
+        raise ValueError(
+            f"attention of {total} tokens came where {grid[1]}x{grid[0]} were expected: another patch on this model "
+            "merges or cuts them; remove it from the model that goes into this node."
+        )
+
+
+def _other_rows(total: int, expected: str) -> ValueError:
+    return ValueError(
+        f"attention of {total} rows came where {expected} were expected: another patch on this model changes the batch "
+        "size (tiles, for instance); remove it from the model that goes into the edit."
+    )
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -9,7 +9,7 @@ import comfy.ldm.modules.attention as host_attention
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
-from ..baret_ops.attention import Hook, Hooks, Site
+from ..baret_ops.attention import Hook, Hooks, Site, require_rows, require_tokens
 
 Block = tuple[str, int]
 
@@ -49,8 +49,8 @@ def _has(block: Iterable[torch.nn.Module], kind: type[torch.nn.Module]) -> bool:
     return any(isinstance(part, kind) for part in block)
 
 
-def replacements(transformer_options: Mapping, hooks: Hooks, blocks: dict[Block, bool]) -> dict:
-    """``patches_replace`` of one call, with the hooks in every block.
+def replacements(transformer_options: Mapping, hooks: Hooks, blocks: dict[Block, bool], rows: int) -> dict:
+    """``patches_replace`` of one call, with the hooks in every block; rows: of a pass.
 
     The hook's ``attend`` is another node's replacement where there is one.
     """
@@ -61,12 +61,12 @@ def replacements(transformer_options: Mapping, hooks: Hooks, blocks: dict[Block,
         others = replaced.get(kind, {})
         # Others may name one of several transformers in a block, (place, number, index); it then wins over the block.
         keys = {*blocks, *(key for key in others if key[:2] in blocks)}
-        ours = {key: _replacement(hook, others.get(key), key, blocks) for key in keys}
+        ours = {key: _replacement(hook, others.get(key), key, blocks, rows) for key in keys}
         replaced[kind] = {**others, **ours}
     return replaced
 
 
-def _replacement(hook: Hook, other, key: tuple, blocks: dict[Block, bool]):
+def _replacement(hook: Hook, other, key: tuple, blocks: dict[Block, bool], rows: int):
     """The host's form of a hook at one place. other: what another node has put there, or None."""
     number = list(blocks).index(key[:2])
 
@@ -79,10 +79,13 @@ def _replacement(hook: Hook, other, key: tuple, blocks: dict[Block, bool]):
         def others(q, k, v):
             return other(q, k, v, extra)
 
+        height, width = extra["activations_shape"][-2:]
+        require_rows(len(q), extra["cond_or_uncond"], rows)
+        require_tokens(q.shape[1], (height, width))
         site = Site(
             passes=[label == 0 for label in extra["cond_or_uncond"]],
             block=number,
-            grid=tuple(extra["activations_shape"][-2:]),
+            grid=(height, width),
             heads=extra["n_heads"],
             coarse=blocks[key[:2]],
             plain=plain,

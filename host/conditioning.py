@@ -14,11 +14,12 @@ from ..baret_ops.wording import listed
 
 Options = Mapping[str, Any]
 
+_RANGE = "a timestep range"
 _REGIONAL = {
     "area": "an area",
     "mask": "a mask",
-    "timestep_start": "a timestep range",
-    "timestep_end": "a timestep range",
+    "timestep_start": _RANGE,
+    "timestep_end": _RANGE,
     "default": "a default region",
 }
 
@@ -33,6 +34,11 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
     if len(conditioning) == 0:
         raise ValueError(f"{role} is an empty conditioning; connect a CLIP Text Encode.")
     if len(conditioning) not in (1, images):
+        if any(_limit(options) == _RANGE for _, options in conditioning):
+            raise ValueError(
+                f"{role} changes its prompt over the steps, and one text is tuned for all of them; write a prompt "
+                "without a schedule."
+            )
         raise ValueError(
             f"{role} carries {len(conditioning)} prompts for {images} image(s); one prompt, or one per image, fits: "
             "remove Conditioning (Combine) or give the latent batch as many images."
@@ -70,13 +76,19 @@ def _identities(options: Options) -> dict[str, int]:
     return {key: id(value) for key, value in options.items() if key != "pooled_output"}
 
 
+def _limit(options: Options) -> str | None:
+    """To what part of the picture or of the steps a prompt is limited, None for none."""
+    found = next((words for key, words in _REGIONAL.items() if key in options), None)
+    if found is not None:
+        return found
+    start = max(options.get("start_percent", 0.0), options.get("clip_start_percent", 0.0))
+    end = min(options.get("end_percent", 1.0), options.get("clip_end_percent", 1.0))
+    return _RANGE if start > 0.0 or end < 1.0 else None
+
+
 def _require_whole(options: Options, role: str) -> None:
     """Raise ValueError for a prompt that is limited to a part of the picture or of the steps."""
-    found = next((words for key, words in _REGIONAL.items() if key in options), None)
-    if found is None:
-        start = max(options.get("start_percent", 0.0), options.get("clip_start_percent", 0.0))
-        end = min(options.get("end_percent", 1.0), options.get("clip_end_percent", 1.0))
-        found = "a timestep range" if start > 0.0 or end < 1.0 else None
+    found = _limit(options)
     if found is not None:
         raise ValueError(
             f"{role} is limited to {found}; a prompt for the whole picture and all steps fits: connect the "

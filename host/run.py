@@ -20,7 +20,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..baret_ops.attention import Hooks, Sharing
+from ..baret_ops.attention import Hooks, Sharing, require_rows
 from ..baret_ops.predict import OnStep, Predict
 from ..baret_ops.schedule import Schedule
 from . import attention, memory
@@ -209,10 +209,10 @@ class _Predictor:
         # The list's order labels the passes, 0 conditional and 1 unconditional, for every patch on the model: a pass
         # that is left out keeps its place.
         passes: list[Any] = [self._conds("positive", cond), self._conds("negative", uncond)]
-        options = self._options if sharing is None else _with_sharing(self._options, sharing)
+        options = self._options if sharing is None else _with_sharing(self._options, sharing, len(x))
         if hooks is not None:
             transformer = options.get("transformer_options", {})
-            replaced = attention.replacements(transformer, hooks, self._blocks)
+            replaced = attention.replacements(transformer, hooks, self._blocks, len(x))
             options = _with_transformer_options(options, {"patches_replace": replaced})
         sigmas = x.new_full([x.shape[0]], sigma)
         denoised = comfy.samplers.calc_cond_batch(self._guider.inner_model, passes, x, sigmas, options)
@@ -231,12 +231,30 @@ def _with_transformer_options(options: dict, changes: Mapping[str, Any]) -> dict
     return {**options, "transformer_options": {**options.get("transformer_options", {}), **changes}}
 
 
-def _with_sharing(options: dict, sharing: Sharing) -> dict:
-    """Model options of one call whose attention patches end with the sharing: patches of other nodes run before it."""
-    patches = dict(options.get("transformer_options", {}).get("patches", {}))
-    for kind, share in (("attn1_patch", sharing.share_self), ("attn2_patch", sharing.share_cross)):
-        patches[kind] = [*patches.get(kind, []), _sharing_patch(share)]
-    return _with_transformer_options(options, {"patches": patches})
+def _with_sharing(options: dict, sharing: Sharing, rows: int) -> dict:
+    """Model options of one call in whose attentions the sharing comes first; rows: of a pass.
+
+    Patches of other nodes may merge tokens, cut pictures into tiles or add regions. What is lent is lent before, so the
+    sharing is put in front of them once all are there: those that hooks bring come after the model options.
+    """
+
+    def first(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        require_rows(len(x), transformer_options["cond_or_uncond"], rows)
+        patches = dict(transformer_options.get("patches", {}))
+        for kind, share in (("attn1_patch", sharing.share_self), ("attn2_patch", sharing.share_cross)):
+            patches[kind] = [_sharing_patch(share), *patches.get(kind, [])]
+        shared = {**transformer_options, "patches": patches}
+        return executor(x, timesteps, context, y, control, shared, **kwargs)
+
+    options = comfy.model_patcher.create_model_options_clone(options)
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL,
+        backward.WRAPPER_KEY,
+        first,
+        options,
+        is_model_options=True,
+    )
+    return options
 
 
 def _sharing_patch(share: Callable) -> Callable:

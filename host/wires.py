@@ -14,8 +14,13 @@ from ..baret_ops.values import ModelFamily, Trajectory
 def latent_in(model, latent: dict) -> Tensor:
     """The images of a LATENT in the model's scale, ``[B,C,h,w]`` float32.
 
-    Raises ValueError for another shape, NaN or infinity.
+    Raises ValueError for another shape, NaN or infinity, and for a mask that no inversion heeds.
     """
+    if "noise_mask" in latent:
+        raise ValueError(
+            "the latent carries a noise mask, which an inversion does not heed; take Set Latent Noise Mask out, and "
+            "connect the mask to the mask input of the edit."
+        )
     samples = latent["samples"]
     channels = model.get_model_object("latent_format").latent_channels
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != channels or 0 in samples.shape:

@@ -138,11 +138,20 @@ class _Guided:
     skip_finished: bool
 
     def __call__(self, e: Tensor, rows: list[int]) -> Tensor:
-        """``[A,C,h,w]`` for embeddings ``e [A,T,D]`` of the images ``rows``."""
+        """``[A,C,h,w]`` for embeddings ``e [A,T,D]`` of the images ``rows``.
+
+        Raises ValueError where a gradient is wanted and the model gives none.
+        """
         if self.skip_finished:
             eps = one_pass(self.predict, self.x[rows], self.sigma, e, self.tune_negative)
         else:
             every = self.embedding.index_copy(0, torch.tensor(rows, device=e.device), e)
             eps = one_pass(self.predict, self.x, self.sigma, every, self.tune_negative)[rows]
+        if e.requires_grad and torch.is_grad_enabled() and not eps.requires_grad:
+            raise ValueError(
+                "the model's prediction cannot be followed back to the text, as a patch or wrapper on it computes "
+                "without gradients (tiles, caches of earlier steps, perturbed attention); remove it from the model "
+                "that goes into the inversion."
+            )
         fixed = self.eps_fixed[rows]
         return guide(fixed, eps, self.guidance_scale) if self.tune_negative else guide(eps, fixed, self.guidance_scale)

@@ -88,6 +88,10 @@ def test_a_model_with_another_sampling(invert, model):
             lambda text: text(1) + text(2),
             r"positive carries 2 prompts for 1 image\(s\).*remove Conditioning \(Combine\)",
         ),
+        (
+            lambda text: text(1, start_percent=0.0, end_percent=0.5) + text(2, start_percent=0.5, end_percent=1.0),
+            "positive changes its prompt over the steps, and one text is tuned for all of them",
+        ),
         (lambda text: text(1, area=(4, 4, 0, 0)), "positive is limited to an area"),
         (lambda text: text(1, mask=torch.ones(1, 8, 8), mask_strength=1.0), "positive is limited to a mask"),
         (lambda text: text(1, start_percent=0.0, end_percent=0.5), "positive is limited to a timestep range"),
@@ -130,6 +134,12 @@ def test_a_range_that_is_the_whole_run_is_fine(invert, text, full_range):
 def test_a_latent_that_does_not_fit(invert, latent, sentence):
     with refused("TTIS Inversion: " + sentence):
         invert(latent={"samples": latent})
+
+
+def test_a_latent_with_a_noise_mask(invert, picture):
+    masked = {**picture(), "noise_mask": torch.ones(1, 64, 96)}
+    with refused("TTIS Inversion: the latent carries a noise mask, .* connect the mask to the mask input of the edit"):
+        invert(latent=masked)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 1000])
@@ -198,13 +208,14 @@ def test_masks_that_are_not_one_per_image(invert, edit):
         edit(trajectory, embeddings, mask=torch.ones(3, 64, 96))
 
 
-def test_a_patch_that_changes_the_batch(invert, edit, model):
-    def with_a_row_more(n, context, value, extra):
-        return torch.cat([n, n[:1]]), context, value
+def test_a_wrapper_that_changes_the_batch(invert, edit, model):
+    def with_every_row_twice(apply, args):
+        conditioning = {**args["c"], "c_crossattn": args["c"]["c_crossattn"].repeat(2, 1, 1)}
+        return apply(args["input"].repeat(2, 1, 1, 1), args["timestep"].repeat(2), **conditioning)[: len(args["input"])]
 
     trajectory, embeddings, _ = invert()
     other = model.clone()
-    other.set_model_attn1_patch(with_a_row_more)
+    other.set_model_unet_function_wrapper(with_every_row_twice)
     with refused("BAM Edit: attention of .* rows came .* another patch on this model changes the batch size"):
         edit(trajectory, embeddings, model=other)
 
