@@ -312,7 +312,7 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
         groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom]))
         lowest = max(lowest, bottom)
         x += 2 * GAP
-    height = lowest + TITLE_BAR
+    height = lowest - GAP // 2 + TITLE_BAR  # of the nodes alone: a frame counts for nothing there
     if width > MOST_WIDTH or height > MOST_HEIGHT:
         raise ValueError(
             f"{workflow.name} is {width} x {height}; up to {MOST_WIDTH} x {MOST_HEIGHT} can be read as it opens."
