@@ -87,7 +87,7 @@ def _world(w: Workflow, text: str, shared_text: bool = False) -> Source:
         encoded = w.add("CLIPTextEncode", "Target", folded=True, clip=loader["clip"], text=target["STRING"])
     else:
         target = encoded = w.add("CLIPTextEncode", "Target text", clip=loader["clip"], text=text)
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=loader["clip"], text="")
+    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
     latent = w.add("VAEEncode", folded=True, pixels=scene["image"], vae=loader["vae"])
     return Source(
@@ -120,7 +120,7 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
         )
         w.column(250)
     target = w.add("CLIPTextEncode", "Target text", clip=model["CLIP"], text=text)
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=model["CLIP"], text="")
+    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=model["CLIP"], text="")
     if not lora:
         w.column(250)
     image = w.add("LoadImage", "Your picture", image=PICTURE, room=180 if lora else 370)
@@ -336,11 +336,12 @@ and run again: the inversion is not repeated.""",
     words = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text="a red dog")
     other = w.add(
         "BaretTransitionEmbedding",
+        "Other text",
         folded=True,
         embeddings=ttis["embeddings"],
         positive=words["CONDITIONING"],
     )
-    second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="By the other text", folded=True)
+    second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="Other Auto Edit", folded=True)
     w.stage("3 Look", 450)
     w.add("BaretSaveInversion", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     one, two = (_decoded(w, source.vae, auto["edit"]) for auto in (first, second))
@@ -420,7 +421,7 @@ def baret_stock_sampler() -> Workflow:
     w.stage("4 Look", 360)
     stock = _decoded(w, source.vae, sampled["output"])
     _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=180)
-    _saved(w, source, stock, "stock", "Sampled by stock nodes", folded=True)
+    _saved(w, source, stock, "stock", "Stock edit", folded=True)
     return w
 
 
@@ -435,7 +436,7 @@ The picture's own edges hold the shapes; a drawing of the new pose as the image 
     source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
     w.stage("2 ControlNet", 230)
     net = w.add("ControlNetLoader", control_net_name=CONTROLNET["name"], download=CONTROLNET)
-    edges = w.add("Canny", folded=True, image=source.image)
+    edges = w.add("Canny", "Edges", folded=True, image=source.image)
     controlled = w.add(
         "ControlNetApplyAdvanced",
         positive=source.positive,
@@ -464,7 +465,7 @@ One picture, one text, six methods. Another text or *seed*: run again.""",
     )
     source = _world(w, SCENE_TEXT, shared_text=True)
     scene, steps = source.image.node, WORLD_INVERSION["steps"]
-    described = w.add("CLIPTextEncode", "The picture as it is", folded=True, clip=source.clip, text=scene["caption"])
+    described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=source.clip, text=scene["caption"])
     as_it_is = {
         "folded": True,
         "model": source.model,
@@ -476,15 +477,16 @@ One picture, one text, six methods. Another text or *seed*: run again.""",
     by_texts = {"folded": True, "clip": source.clip, "target_text": source.target["STRING"]}
     ttis = _invert(w, source, folded=True)
     auto = _edit(w, "BaretAutoEdit", source.model, ttis, folded=True)
-    transition = _transition(w, source, ttis, folded=True)
+    transition = _transition(w, source, ttis, title="Transition", folded=True)
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, transition, folded=True)
-    null = w.add("BaretNullTextInversion", **as_it_is, iterations=1, step_rule="secant_memory")
+    null = w.add("BaretNullTextInversion", "Null-Text", **as_it_is, iterations=1, step_rule="secant_memory")
     p2p = _edit(
         w,
         "BaretPromptToPromptEdit",
         source.model,
         null,
         **by_texts,
+        title="Prompt-to-Prompt",
         source_text=scene["caption"],
         self_share=0.4,
         blend_words="dog",
@@ -504,7 +506,7 @@ One picture, one text, six methods. Another text or *seed*: run again.""",
     }
     sdedit = w.add("KSampler", "SDEdit", **stock, latent_image=source.latent, denoise=0.7)
     grown = w.add("GrowMask", folded=True, mask=scene["mask"], expand=24, tapered_corners=True)
-    inside = w.add("SetLatentNoiseMask", folded=True, samples=source.latent, mask=grown["MASK"])
+    inside = w.add("SetLatentNoiseMask", "Noise Mask", folded=True, samples=source.latent, mask=grown["MASK"])
     blended = w.add("KSampler", "Blended Diffusion", **stock, latent_image=inside["LATENT"], denoise=1.0)
     edits = {
         "Auto Edit": auto["edit"],
@@ -529,7 +531,7 @@ def baret_blueprint() -> Blueprint:
     model, clip, vae, image = Face("model"), Face("clip"), Face("vae"), Face("image")
     w.stage("1 Picture and words")
     target = w.add("CLIPTextEncode", "Target text", clip=clip, text=Face("text", ""))
-    negative = w.add("CLIPTextEncode", "Negative text (leave empty)", folded=True, clip=clip, text="")
+    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=clip, text="")
     fitted = w.add("BaretFitPicture", image=image, megapixels=Face("megapixels"))
     latent = w.add("VAEEncode", pixels=fitted["image"], vae=vae)
     cfg = Face("cfg")
