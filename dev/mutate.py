@@ -114,7 +114,7 @@ MUTATIONS = [
         ("edits/judge", "((self.noise - self.tuned) * way)", "((self.noise - self.target) * way)"),
         ("edits/auto_edit", "scores >= 1 - LENIENCE * keep", "scores >= LENIENCE * keep"),
         ("edits/auto_edit", "apart.amin(2).mean(1) + apart.amin(1).mean(1)", "apart.amin(2).mean(1)"),
-        ("edits/auto_edit", "waiting = (~obeys.any(0))", "waiting = (obeys.any(0))"),
+        ("edits/auto_edit", "(scores >= of_own_noise + keep)", "(scores >= keep)"),
     ),
     *_core(
         "values storage prompt_to_prompt prompts metrics maps",

@@ -92,8 +92,8 @@ class AutoEdit:
 
     @property
     def good(self) -> Tensor:
-        """Whether what was taken obeys, ``[B]`` bool: it does where any does."""
-        return self.obeys.any(0)
+        """Whether what was taken obeys, ``[B]`` bool."""
+        return of_chosen(self.obeys, self.chosen)
 
     def report(self) -> str:
         """What was chosen and why, a line for each image."""
@@ -106,6 +106,8 @@ class AutoEdit:
         head = f"picture {b + 1}: how far each candidate obeys, from 0 to 1: {tried}; taken: {taken}"
         if bool(self.good[b]):
             return f"{head}, which obeys and keeps most."
+        if bool(self.obeys[:, b].any()):
+            return f"{head}, which keeps more than what obeys fully. Lower keep to follow the text more."
         return (
             f"{head}, the nearest, but NONE OBEYS: this is probably not what you asked for. "
             "Try another seed, more effort, or other words."
@@ -151,14 +153,24 @@ def distance(edited: Tensor, picture: Tensor) -> Tensor:
 def choose(scores: Tensor, distances: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     """Which candidate each image takes, ``[B]``, and which obey, ``[K,B]`` bool.
 
-    One obeys that has a score of at least ``1 - LENIENCE * keep``. Of those the least distant is taken; where none
-    obeys, the one of the best score. scores, distances: ``[K,B]``, NaN where an image has no such candidate.
+    One obeys that has a score of at least ``1 - LENIENCE * keep``. Fresh noise takes away more than it shows: it counts
+    only with a score of ``keep`` more than the best from the picture's own noise. Of those that obey and count the
+    least distant is taken; where there is none, the one of the best score that counts.
+    scores, distances: ``[K,B]``, NaN where an image has no such candidate.
     """
     there = ~scores.isnan()
+    fresh = torch.tensor([candidate.fresh for candidate in CANDIDATES[: len(scores)]], device=scores.device)[:, None]
+    of_own_noise = scores.masked_fill(fresh | ~there, 0.0).amax(0).clamp_min(0.0)
     obeys = there & (scores >= 1 - LENIENCE * keep)
-    nearest = distances.masked_fill(~obeys, float("inf")).argmin(0)
-    best = scores.masked_fill(~there, float("-inf")).argmax(0)
-    return torch.where(obeys.any(0), nearest, best), obeys
+    counts = there & (~fresh | (scores >= of_own_noise + keep))
+    nearest = distances.masked_fill(~(obeys & counts), float("inf")).argmin(0)
+    best = scores.masked_fill(~counts, float("-inf")).argmax(0)
+    return torch.where((obeys & counts).any(0), nearest, best), obeys
+
+
+def of_chosen(values: Tensor, chosen: Tensor) -> Tensor:
+    """Of values ``[K,B,...]`` those of the candidates that were chosen, ``[B,...]``."""
+    return values[chosen, torch.arange(len(chosen), device=chosen.device)]
 
 
 # --- the edit ---------------------------------------------------------------------------------------------------------
@@ -223,11 +235,11 @@ def auto_edit(
             candidates[number, waiting] = edited[taken]
             scores[number, waiting] = answers.score(source.of(among))[taken]
             distances[number, waiting] = distance(edited, picture)[taken]
-        _, obeys = choose(scores, distances, keep)
-        waiting = (~obeys.any(0)).nonzero().flatten().tolist()
+        chosen, obeys = choose(scores, distances, keep)
+        waiting = (~of_chosen(obeys, chosen)).nonzero().flatten().tolist()
 
     chosen, obeys = choose(scores, distances, keep)
-    edit = candidates[chosen, torch.arange(trajectory.images, device=chosen.device)]
+    edit = of_chosen(candidates, chosen)
     names = tuple(candidate.name for candidate in CANDIDATES[:effort])
     return AutoEdit(edit, may_change, candidates, scores, distances, obeys, chosen, names)
 
