@@ -97,7 +97,7 @@ def _in_short(found: AutoEdit) -> str:
         if found.good[b]:
             lines.append(f"{int(obeyed[b])} of {int(tried[b])} candidates obey; {taken}.")
         elif obeyed[b]:
-            lines.append(f"{taken.capitalize()}, which keeps more than what obeys fully: lower keep for more of the text.")
+            lines.append(f"{taken}; it keeps more than what obeys fully: lower keep to follow the text more.")
         else:
             lines.append(
                 f"None of {int(tried[b])} candidates obeys: try another seed, more effort, other words. {taken}"

@@ -21,7 +21,7 @@ STEPS = 3
 SECONDS = 240
 GRAPHS = (
     "baret_edit",
-    "baret_auto_edit",
+    "baret_paper",
     "baret_masked_edit",
     "baret_stock_sampler",
     "baret_compare",
@@ -162,7 +162,7 @@ def _extremes(name: str, kind: str | list, about: dict | None = None) -> list:
 
 def soak(host: comfyui.Host, tries: int, seed: int) -> Report:
     """Workflows back to back from two clients; each gets its own pictures, and the server stays as large as it was."""
-    report, graphs = Report(), [graph_of(name) for name in ("baret_edit", "baret_stock_sampler", "baret_auto_edit")]
+    report, graphs = Report(), [graph_of(name) for name in ("baret_edit", "baret_stock_sampler", "baret_paper")]
     samples: list[dict[str, float]] = []
     with served(host) as (first, process):
         second = comfy_server.Client(first.url, first.work, first.log)

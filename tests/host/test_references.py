@@ -106,9 +106,9 @@ def core(pack, unets):
         texts = {label: text for label, text in passes.items() if text is not None}
         options = {"transformer_options": {"cond_or_uncond": list(texts)}}
         if sharing is not None:
-            options = run._with_sharing(options, sharing)
+            options = run._with_sharing(options, sharing, len(x))
         if hooks is not None:
-            options["transformer_options"]["patches_replace"] = attention.replacements({}, hooks, blocks)
+            options["transformer_options"]["patches_replace"] = attention.replacements({}, hooks, blocks, len(x))
         rows = torch.cat([x / (1 + sigma**2) ** 0.5] * len(texts))
         eps = model.model.diffusion_model(
             rows,
