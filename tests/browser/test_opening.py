@@ -57,7 +57,7 @@ def test_every_template_can_be_read_as_it_opens(as_it_was, size, nodes_2):
         seen = page.ask(OPENED, nodes_2)
         least = LEAST_NODES_2 if nodes_2 else LEAST
         assert seen["title"] >= least, f"{name}: titles of {seen['title']:.1f} px"
-        assert seen["fonts"] and min(seen["fonts"]) >= LEAST, f"{name}: a note of {min(seen['fonts']):.1f} px"
+        assert seen["fonts"] and min(seen["fonts"]) >= least, f"{name}: a note of {min(seen['fonts']):.1f} px"
         assert seen["cut"] <= 1, f"{name}: the note is cut"
         assert seen["covered"] == [], name
 
