@@ -18,6 +18,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..baret_ops.attention import Hooks, Sharing, require_rows
@@ -56,7 +57,8 @@ def sample(
     with loading as model:
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": _conditioning(positive), "negative": _conditioning(negative)})
-        guider.model_options = _with_preparation(guider.model_options, _Preparation(rows, tuple(shape), gradients))
+        preparation = _Preparation(rows, tuple(shape), gradients)
+        guider.model_options = _with_wrapper(guider.model_options, WrappersMP.PREPARE_SAMPLING, preparation)
         run = _Run(loop, rows if gradients else 0)
         latents = torch.zeros([len(positive[0]), *shape])
         try:
@@ -117,15 +119,10 @@ class _Preparation:
         return backward.load_whole(executor, model, [rows, *self.shape], conds, *args, **kwargs)
 
 
-def _with_preparation(options: dict, preparation: _Preparation) -> dict:
+def _with_wrapper(options: dict, kind: str, wrapper: Callable) -> dict:
+    """Model options with one more wrapper of ours; kind: of the host's WrappersMP."""
     options = comfy.model_patcher.create_model_options_clone(options)
-    comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING,
-        backward.WRAPPER_KEY,
-        preparation,
-        options,
-        is_model_options=True,
-    )
+    comfy.patcher_extension.add_wrapper_with_key(kind, backward.WRAPPER_KEY, wrapper, options, is_model_options=True)
     return options
 
 
@@ -246,15 +243,7 @@ def _with_sharing(options: dict, sharing: Sharing, rows: int) -> dict:
         shared = {**transformer_options, "patches": patches}
         return executor(x, timesteps, context, y, control, shared, **kwargs)
 
-    options = comfy.model_patcher.create_model_options_clone(options)
-    comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL,
-        backward.WRAPPER_KEY,
-        first,
-        options,
-        is_model_options=True,
-    )
-    return options
+    return _with_wrapper(options, WrappersMP.DIFFUSION_MODEL, first)
 
 
 def _sharing_patch(share: Callable) -> Callable:

@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..drawing.pictures import fitted, to_pil, to_tensor
+from ..host import wires
 from .common import CATEGORY, SEARCH_ALIASES, checked
 
 _PIXELS = 1024 * 1024  # of a megapixel, as the host counts
@@ -39,7 +40,10 @@ class BaretFitPicture(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, image, megapixels=0.25) -> io.NodeOutput:
-        pictures = [to_tensor(fitted(to_pil(picture), megapixels * _PIXELS, _STEP)) for picture in image]
+        pictures = [
+            to_tensor(fitted(to_pil(picture), megapixels * _PIXELS, _STEP))
+            for picture in wires.pictures_in(image, "image")
+        ]
         return io.NodeOutput(torch.cat(pictures))
 
 

@@ -222,8 +222,10 @@ def auto_edit(
     everyone = list(range(trajectory.images))
     candidates = trajectory.pivots[-1].expand(effort, -1, -1, -1, -1).clone()
     scores = candidates.new_full([effort, trajectory.images], float("nan"))
-    distances, waiting = scores.clone(), everyone
+    distances = scores.clone()
+    chosen, obeys = choose(scores, distances, keep)
     for group in _rounds(effort):
+        waiting = (~of_chosen(obeys, chosen)).nonzero().flatten().tolist()
         if not waiting:
             break
         among = waiting if regroup else everyone
@@ -236,9 +238,7 @@ def auto_edit(
             scores[number, waiting] = answers.score(source.of(among))[taken]
             distances[number, waiting] = distance(edited, picture)[taken]
         chosen, obeys = choose(scores, distances, keep)
-        waiting = (~of_chosen(obeys, chosen)).nonzero().flatten().tolist()
 
-    chosen, obeys = choose(scores, distances, keep)
     edit = of_chosen(candidates, chosen)
     names = tuple(candidate.name for candidate in CANDIDATES[:effort])
     return AutoEdit(edit, may_change, candidates, scores, distances, obeys, chosen, names)
