@@ -24,6 +24,17 @@ def test_a_picture_of_any_shape_is_fitted_and_never_enlarged(execute, came, mega
     torch.testing.assert_close(fitted, torch.full_like(fitted, 0.5), atol=0.01, rtol=0.0)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_picture_of_any_channels_is_fitted(execute, channels):
+    (fitted,) = execute("BaretFitPicture", image=torch.full((1, 128, 128, channels), 0.5))
+    assert fitted.shape == (1, 128, 128, 3)
+
+
+def test_no_picture_is_said(execute):
+    with pytest.raises(ValueError, match="Fit Picture: image is of shape .*; pictures .* fit"):
+        execute("BaretFitPicture", image=torch.zeros(0, 128, 128, 3))
+
+
 def test_pick_edit_takes_the_cell_of_that_number(execute):
     edits = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 8, 8, 3)
     for number in (1, 3, 5):
