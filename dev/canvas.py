@@ -332,11 +332,15 @@ def _place_folded(workflow: Workflow, nodes: dict[int, dict], width: int, note: 
     """Lay the folded nodes at the top; returns the width of all and the lowest place of what lies over the stages.
 
     At the top, because an opened node must not reach below all others: the frontend fits its height into the window.
+    For the same reason a column of their own begins with the tallest.
     """
     columns, pitch = workflow.folded_columns, TITLE_BAR + GAP // 2
+    folded = workflow.folded
+    if not columns:
+        folded = sorted(folded, key=lambda node: nodes[node.id]["size"][1], reverse=True)
     left = width - _folded_width(workflow) + GAP
     rows = -(-len(workflow.folded) // max(1, columns))
-    for number, node in enumerate(workflow.folded):
+    for number, node in enumerate(folded):
         column, row = divmod(number, rows)
         nodes[node.id]["pos"] = [left + column * FOLDED_WIDTH, row * pitch]
         nodes[node.id]["size"][0] = OPENED_WIDTH

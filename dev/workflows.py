@@ -366,6 +366,7 @@ It is hot at the old place alone: lower *eta_start*. A word that should stay mov
     words = w.add("PrimitiveString", "Words to look for", value="dog, lying, snow, tree")
     transition = _transition(w, source, ttis)
     w.stage("3 Look", 380)
+    report = w.add("BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     maps = _edit(
         w,
         "BaretAttentionMaps",
@@ -378,7 +379,6 @@ It is hot at the old place alone: lower *eta_start*. A word that should stay mov
         words=words["STRING"],
         folded=True,
     )
-    report = w.add("BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps", room=330)
     w.column(250)
     w.add("PreviewImage", "How the inversion went", images=report["report"], room=180)

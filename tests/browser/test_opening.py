@@ -5,7 +5,6 @@ import workflows
 
 NAMES = list(workflows.TITLES)
 LEAST = 10  # pixels, of a text that is meant to be read
-LEAST_NODES_2 = 8  # nodes are taller there: one template opens at 8.7 in a window of 1280x720
 
 # On the screen: the titles' font, the note's texts, and the corners of the pictures to come.
 OPENED = """
@@ -55,9 +54,8 @@ def test_every_template_can_be_read_as_it_opens(as_it_was, size, nodes_2):
         page.page.locator(note).first.wait_for()
         page.page.wait_for_timeout(300)  # the canvas settles
         seen = page.ask(OPENED, nodes_2)
-        least = LEAST_NODES_2 if nodes_2 else LEAST
-        assert seen["title"] >= least, f"{name}: titles of {seen['title']:.1f} px"
-        assert seen["fonts"] and min(seen["fonts"]) >= least, f"{name}: a note of {min(seen['fonts']):.1f} px"
+        assert seen["title"] >= LEAST, f"{name}: titles of {seen['title']:.1f} px"
+        assert seen["fonts"] and min(seen["fonts"]) >= LEAST, f"{name}: a note of {min(seen['fonts']):.1f} px"
         assert seen["cut"] <= 1, f"{name}: the note is cut"
         assert seen["covered"] == [], name
 
