@@ -4,8 +4,8 @@ from functools import partial
 
 from comfy_api.latest import io, ui
 
-from ..baret_ops.edits.auto_edit import CANDIDATES, AutoEdit, auto_edit
-from ..host import conditioning, wires
+from ..baret_ops.edits.auto_edit import CANDIDATES, AutoEdit, auto_edit, reports
+from ..host import conditioning, run, wires
 from ..host.remarks import remark
 from . import inputs
 from .common import CATEGORY, SEARCH_ALIASES, checked, run_edit
@@ -75,7 +75,8 @@ class BaretAutoEdit(io.ComfyNode):
         )
         if mask is not None and not mask.any():
             mask = None  # Load Image gives a black one where nothing is painted
-        found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit)
+        progress = run.progress(model, reports(effort, trajectory.schedule.steps))
+        found = run_edit(model, trajectory, embeddings, mask, _PROCESSES, edit, on_step=progress)
         tried = found.candidates.transpose(0, 1).flatten(0, 1)
         report = found.report()
         remark(_in_short(found))

@@ -33,7 +33,7 @@ at odds with the picture there, and that is where fresh noise goes."""
 LOOKS_FROM = 0.2
 """Share of the steps after which self-attention takes K and V from the reconstruction (MasaCtrl, Cao et al. 2023)."""
 GUIDED = 0.8
-"""Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail, which the text alone does."""
+"""Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail; the text alone does that."""
 GENTLE = 4.0 / 7.5
 """The gentle candidate's share of the guidance."""
 LENIENCE = 0.3
@@ -200,7 +200,8 @@ def auto_edit(
         of the candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change at all.
     regroup: let images that are done leave the batch; False where the model carries something that belongs to image
         positions.
-    on_step: reports the candidates side by side, those of earlier rounds as they became.
+    on_step: reports the candidates side by side, those of earlier rounds as they became; :func:`reports` says how
+        often. Where no further round is needed, the last report comes at once.
     Raises ValueError for a misfit, for a target text that is the picture's own, and for an effort outside 1..4,
     NotFinite.
     """
@@ -224,14 +225,16 @@ def auto_edit(
     scores = candidates.new_full([effort, trajectory.images], float("nan"))
     distances = scores.clone()
     chosen, obeys = choose(scores, distances, keep)
-    for group in _rounds(effort):
+    steps = trajectory.schedule.steps
+    for number_of_round, group in enumerate(_rounds(effort)):
         waiting = (~of_chosen(obeys, chosen)).nonzero().flatten().tolist()
         if not waiting:
+            run.show_last(list(candidates[: group[0]]), reports(effort, steps))
             break
         among = waiting if regroup else everyone
         taken = [among.index(b) for b in waiting]
-        earlier = list(candidates[: group[0], among])
-        for number, edited in zip(group, run.sample(group, among, may_change, at_odds, earlier)):
+        show = partial(run.show, list(candidates[: group[0], among]), number_of_round * steps)
+        for number, edited in zip(group, run.sample(group, among, may_change, at_odds, show)):
             answers = run.ask(edited, among)
             picture = trajectory.pivots[-1][among]
             candidates[number, waiting] = edited[taken]
@@ -242,6 +245,11 @@ def auto_edit(
     edit = of_chosen(candidates, chosen)
     names = tuple(candidate.name for candidate in CANDIDATES[:effort])
     return AutoEdit(edit, may_change, candidates, scores, distances, obeys, chosen, names)
+
+
+def reports(effort: int, steps: int) -> int:
+    """How many steps are reported for an effort, of N steps each."""
+    return len(_rounds(effort)) * steps
 
 
 def _rounds(effort: int) -> list[list[int]]:
@@ -266,12 +274,9 @@ class _Run:
         return ask(self.predict, self.trajectory.schedule, self.embeddings.rows(list(images)), pictures, self.seed)
 
     def sample(
-        self, group: list[int], images: list[int], may_change: Tensor, at_odds: Tensor, earlier: list[Tensor]
+        self, group: list[int], images: list[int], may_change: Tensor, at_odds: Tensor, show: OnStep
     ) -> list[Tensor]:
-        """The candidates of a group side by side, of some images: ``[A,C,h,w]`` each, VP form.
-
-        earlier: candidates of these images that are shown beside them.
-        """
+        """The candidates of a group side by side, of some images: ``[A,C,h,w]`` each, VP form."""
         trajectory, embeddings = self.trajectory.rows(images), self.embeddings.rows(images)
         steps = trajectory.schedule.steps
         region = Region(may_change[images])
@@ -290,11 +295,16 @@ class _Run:
             range(steps),
             looks_too=True,
             guided_steps=int(GUIDED * steps + 0.5),
-            on_step=None if self.on_step is None else partial(self._show, earlier),
+            on_step=show,
         )
         return [edits.results()[0] for edits in done]
 
-    def _show(self, earlier: list[Tensor], i: int, clean: Tensor, latents: Tensor) -> None:
-        """Report a step with earlier candidates to the left."""
-        assert self.on_step is not None
-        self.on_step(i, torch.cat([*earlier, clean], -1), torch.cat([*earlier, latents], -1))
+    def show(self, earlier: list[Tensor], before: int, i: int, clean: Tensor, latents: Tensor) -> None:
+        """Report a step, after ``before`` others, with earlier candidates to the left."""
+        if self.on_step is not None:
+            self.on_step(before + i, torch.cat([*earlier, clean], -1), torch.cat([*earlier, latents], -1))
+
+    def show_last(self, candidates: list[Tensor], reports: int) -> None:
+        """Report the last step, as no further candidate is needed."""
+        *earlier, last = candidates
+        self.show(earlier, reports - 1, 0, last, last)

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from baret_ops.edits.auto_edit import CANDIDATES, GUIDED, LENIENCE, LOOKS_FROM, auto_edit, choose, distance, regions
+from baret_ops.edits.auto_edit import (
+    CANDIDATES,
+    GUIDED,
+    LENIENCE,
+    LOOKS_FROM,
+    auto_edit,
+    choose,
+    distance,
+    regions,
+    reports,
+)
 from baret_ops.edits.judge import Answers, ask, levels_of
 
 from .test_bam import STEPS, B, Network, W, inversion
@@ -152,10 +162,25 @@ class TestAutoEdit:
             on_step=lambda i, clean, latents: shown.append((i, clean, latents)),
         )
         width = trajectory.pivots.shape[-1]
-        assert [i for i, *_ in shown] == [*range(STEPS), *range(STEPS)]
+        assert [i for i, *_ in shown] == list(range(reports(3, STEPS))), "one bar for all rounds"
         assert [clean.shape[-1] // width for _, clean, _ in shown] == [2] * STEPS + [3] * STEPS
         _, _, last = shown[-1]
         assert torch.equal(last, torch.cat(list(found.candidates), -1))
+
+    def test_the_bar_ends_where_no_further_round_is_needed(self):
+        trajectory, embeddings = inversion((1.0, 1.0))
+        shown = []
+        found = auto_edit(
+            AnyNetwork(),
+            trajectory.rows([0]),
+            embeddings.rows([0]),
+            guidance_scale=W,
+            effort=3,
+            keep=99.0,  # any is good enough
+            on_step=lambda i, clean, latents: shown.append((i, latents)),
+        )
+        assert [i for i, _ in shown] == [*range(STEPS), reports(3, STEPS) - 1]
+        assert torch.equal(shown[-1][1], torch.cat(list(found.candidates[:2]), -1))
 
     def test_a_mask_of_zero_gives_the_picture_exactly(self):
         trajectory, embeddings = inversion((1.0, 1.0))
