@@ -41,20 +41,22 @@ def main() -> None:
 
 
 def _inside():
-    """The pack in this process, and a small model."""
+    """The pack in this process."""
     import in_process
 
     in_process.load_host()
-    return in_process.load_pack(), in_process.random_model(in_process.SMALL, heads=4)
+    return in_process.load_pack()
 
 
 def _files(host: comfyui.Host, tries: int, seed: int):
-    pack, model = _inside()
+    pack = _inside()
     import folder_paths
+    import in_process
     from campaigns import files
 
     with tempfile.TemporaryDirectory() as folder:
         folder_paths.set_input_directory(folder)
+        model = in_process.random_model(in_process.SMALL, heads=4)
         campaign = files.Campaign(pack, model, Path(folder))
         campaign.bytes(tries // 2, seed)
         campaign.structure(tries - tries // 2, seed)
@@ -64,13 +66,13 @@ def _files(host: comfyui.Host, tries: int, seed: int):
 def _faults(host: comfyui.Host, tries: int, seed: int):
     from campaigns import faults
 
-    return faults.attack(_inside()[0], every=max(1, tries))
+    return faults.attack(_inside(), every=max(1, tries))
 
 
 def _interrupts(host: comfyui.Host, tries: int, seed: int):
     from campaigns import faults
 
-    return faults.interrupt(_inside()[0], tries, seed)
+    return faults.interrupt(_inside(), tries, seed)
 
 
 def _prompts(host: comfyui.Host, tries: int, seed: int):

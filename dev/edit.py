@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 import time
@@ -22,8 +21,7 @@ from pathlib import Path
 import comfyui
 import workflows
 
-NO_DIALS = workflows.API_FOLDER / "baret_edit.json"
-DIALS = workflows.API_FOLDER / "baret_paper.json"
+NO_DIALS, DIALS = "baret_edit", "baret_paper"
 
 WORLD_SIDE = 128  # pixels of the drawn world
 WORLD_ONLY = (
@@ -148,7 +146,7 @@ def _check_out(path: Path) -> None:
 
 def fill_in(options: argparse.Namespace, image: str | None) -> dict:
     """The example workflow with the options in it. image: the name of the uploaded picture."""
-    prompt = json.loads((DIALS if options.dials else NO_DIALS).read_text(encoding="utf-8"))
+    prompt = workflows.example(DIALS if options.dials else NO_DIALS)
     by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
     workflows.show_picture(prompt)
     if options.checkpoint:

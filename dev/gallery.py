@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 
 import comfyui
 import workflows
@@ -30,15 +29,11 @@ COMPARISONS = ("baret_maps", "baret_compare")  # what they end in shows the pict
 
 def edited(client, scene: dict, text: str) -> list[bytes]:
     """The pictures before and after of one run of `baret_edit`."""
-    prompt = _example("baret_edit")
+    prompt = workflows.example("baret_edit")
     by_title = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
     by_title["Your picture"].update(scene)
     by_title["Target text"]["text"] = text
     return _before_and_after(client, prompt)
-
-
-def _example(name: str) -> dict:
-    return json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _before_and_after(client, prompt: dict) -> list[bytes]:
@@ -53,7 +48,7 @@ def thumbnail(client, name: str):
     """Before and after of an example. One that waits for a checkpoint shows its picture and its text, or its edges."""
     from PIL import Image, ImageFilter, ImageOps
 
-    prompt = _example(name)
+    prompt = workflows.example(name)
     if any(node["class_type"] == "CheckpointLoaderSimple" for node in prompt.values()):
         picture = Image.open(workflows.PICTURE_FILE).convert("RGB")
         (text,) = (node["inputs"]["text"] for node in prompt.values() if node["_meta"]["title"] == "Target text")
@@ -87,7 +82,7 @@ def written(text: str, size: tuple[int, int]):
 
 def looks(client) -> dict[str, bytes]:
     """The pictures of the nodes to look with, behind one run of `baret_paper`, by the names of their files."""
-    prompt = _example("baret_paper")
+    prompt = workflows.example("baret_paper")
     ids = {node["class_type"]: id for id, node in prompt.items()}
     scene, transition = ids["BaretWorldScene"], ids["BaretTransitionEmbedding"]
     (shown,) = (node for node in prompt.values() if node["_meta"]["title"] == "Edit")

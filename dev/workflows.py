@@ -616,6 +616,11 @@ def use_checkpoint(prompt: dict, name: str) -> None:
             node["inputs"]["scale_by"] = 1.0  # a photo is large enough to be looked at
 
 
+def example(name: str) -> dict:
+    """A committed workflow as programs queue it, by its name."""
+    return json.loads((API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def use_picture(prompt: dict, name: str, side: int) -> None:
     """Put an uploaded picture in place of the drawn scene, at most of the area of a square of ``side`` pixels."""
     prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": name}, "_meta": {"title": "Your picture"}}

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import comfy_server
 import comfyui
@@ -46,7 +45,7 @@ def served(host: comfyui.Host) -> Iterator[tuple[comfy_server.Client, psutil.Pro
 
 def graph_of(name: str) -> dict:
     """An example workflow on the drawn world, short."""
-    graph = json.loads((Path(workflows.API_FOLDER) / f"{name}.json").read_text(encoding="utf-8"))
+    graph = workflows.example(name)
     for node in graph.values():
         if "steps" in node["inputs"]:
             node["inputs"]["steps"] = STEPS

@@ -1,6 +1,5 @@
 """What a person sees and does on the canvas."""
 
-import json
 from itertools import combinations
 
 import pytest
@@ -43,7 +42,7 @@ def test_a_template_opens_whole(page, name):
     for (title, *box), (other, *other_box) in combinations(boxes, 2):
         assert apart(box, other_box), f"{title} lies over {other}"
 
-    committed = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    committed = workflows.example(name)
     assert what_runs(page.prompt()) == what_runs(committed)
 
 

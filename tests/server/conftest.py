@@ -74,7 +74,7 @@ def companions(client, checkpoint):
         lora[f"{name}.lora_up.weight"] = noise(out, 4)
         lora[f"{name}.lora_down.weight"] = noise(4, into)
 
-    workflow = json.loads((workflows.API_FOLDER / "baret_lora_controlnet.json").read_text(encoding="utf-8"))
+    workflow = workflows.example("baret_lora_controlnet")
 
     def put(folder, role, weights):
         """Save under the file name that the workflow has in its input ``role``."""
@@ -95,7 +95,7 @@ def example(checkpoint):
     """
 
     def load(name: str, photo: bool = False) -> Graph:
-        graph = Graph(json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+        graph = Graph(workflows.example(name))
         if photo:
             workflows.use_checkpoint(graph, checkpoint.name)
             workflows.use_picture(graph, workflows.PICTURE, SIDE)

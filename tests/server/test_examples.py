@@ -71,7 +71,7 @@ def inputs_of(node, described, links):
 def test_both_forms_say_the_same(client, name):
     """The form for people, read as the frontend reads it, queues what the form for programs says."""
     ui = json.loads((workflows.FOLDER / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
-    api = json.loads((workflows.API_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    api = workflows.example(name)
     info = client.object_info()
     links = {link[0]: link for link in ui["links"]}
     queued = [node for node in ui["nodes"] if node["type"] != "MarkdownNote"]
