@@ -33,7 +33,9 @@ OPENED = """
 
 @pytest.fixture
 def as_it_was(page):
-    """The classic canvas in the usual window again after the test."""
+    """The page of a first visit, without the panel that errors open; the usual window again after the test."""
+    page.set("Comfy.RightSidePanel.IsOpen", False)
+    page.reload()
     yield page
     page.page.set_viewport_size({"width": 1600, "height": 1000})
     page.set("Comfy.VueNodes.Enabled", False)
