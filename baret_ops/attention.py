@@ -8,7 +8,7 @@ and V. So no attention map is formed, any attention kernel serves, and a patch i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,10 +105,6 @@ class Hooks:
     cross_attention: Hook | None = None
 
 
-Left = dict[Hashable, tuple[Tensor, Tensor]]
-"""What a lender left at each self-attention: the inputs ``[B,S,d]`` of its key and value projections."""
-
-
 @dataclass(frozen=True)
 class Sharing:
     """Which process lends its attention inputs to which, in one forward of ``processes`` x B rows.
@@ -120,8 +116,6 @@ class Sharing:
         None leaves the attention alone.
     max_tokens: blocks with more tokens than this keep their own attention; None is no limit.
     uncond: whether the unconditional pass shares too.
-    left: what the last process of one forward leaves for a later one in which it does not run; ``looks_from`` names it
-        there by a place beyond the processes.
     """
 
     processes: int
@@ -130,34 +124,15 @@ class Sharing:
     looks_from: Lenders | None = None
     max_tokens: int | None = None
     uncond: bool = False
-    left: Left | None = None
 
     def share_self(
-        self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool], block: Hashable = None
+        self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What goes into the query, key and value projections of a self-attention; see :meth:`_share`.
-
-        block: what tells the self-attentions of a forward apart.
-        """
-        if self.left is not None:
-            images = rows_of(n.shape[0], passes, self.processes)
-            if not self._misses_its_lender():
-                self.left[block] = context[-images:], value[-images:]
-            elif self._is_shared(n):
-                left_context, left_value = self.left[block]
-                context, value = torch.cat([context, left_context]), torch.cat([value, left_value])
+        """What goes into the query, key and value projections of a self-attention; see :meth:`_share`."""
         return self._share(self.self_from, self.looks_from, n, context, value, passes)
 
-    def _misses_its_lender(self) -> bool:
-        """Whether looks are taken from what an earlier forward left."""
-        return self.looks_from is not None and max(self.looks_from) >= self.processes
-
-    def _is_shared(self, n: Tensor) -> bool:
-        """Whether attention of so many tokens is shared at all."""
-        return self.max_tokens is None or n.shape[1] <= self.max_tokens
-
     def share_cross(
-        self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool], block: Hashable = None
+        self, n: Tensor, context: Tensor, value: Tensor, passes: list[bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What goes into the query, key and value projections of a cross-attention; see :meth:`_share`."""
         return self._share(self.cross_from, None, n, context, value, passes)
@@ -178,7 +153,8 @@ class Sharing:
         Raises ValueError when the rows cannot be the ``processes`` this was made for.
         """
         nothing_lent = layout_from is None and looks_from is None
-        if nothing_lent or not self._is_shared(n):
+        too_large = self.max_tokens is not None and n.shape[1] > self.max_tokens
+        if nothing_lent or too_large:
             return n, context, value
         images = rows_of(n.shape[0], passes, self.processes)
         own = range(self.processes)
@@ -189,8 +165,6 @@ class Sharing:
             for process in own:
                 layout = layout_from[process] if layout_from is not None and shares else process
                 looks = looks_from[process] if looks_from is not None and shares else process
-                if looks >= self.processes:  # left by an earlier forward, behind this one's rows
-                    looks = len(passes) * self.processes - first
                 queries.append(first + layout)
                 keys.append(first + (looks if layout == process else layout))
                 values.append(first + looks)

@@ -32,7 +32,7 @@ TTIS, TRANSITION, BAM = "BaretTTISInversion", "BaretTransitionEmbedding", "Baret
 AUTO = "BaretAutoEdit"
 NUMBERS = {
     "seed": (int, 0, 2**32 - 1, (AUTO,), "which noise is tried; another number is another try (0)"),
-    "effort": (int, 1, 4, (AUTO,), "how many candidates are tried (3)"),
+    "effort": (int, 1, 4, (AUTO,), "how many candidates are tried at most (4)"),
 }
 DIAL_NUMBERS = {
     "steps": (int, 2, 999, (TTIS,), "sampling steps (50 with a checkpoint, 25 without)"),

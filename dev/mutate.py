@@ -113,7 +113,8 @@ MUTATIONS = [
         ("edits/judge", "self.obeyed() - source.obeyed()", "self.obeyed()"),
         ("edits/judge", "((self.noise - self.tuned) * way)", "((self.noise - self.target) * way)"),
         ("edits/auto_edit", "scores >= 1 - LENIENCE * keep", "scores >= LENIENCE * keep"),
-        ("edits/auto_edit", "apart.amin(2).mean(1) + apart.amin(1).mean(1)", "apart.amin(2).mean(1)"),
+        ("edits/auto_edit", "z = trajectory.latents[first]", "z = trajectory.latents[0]"),
+        ("edits/auto_edit", "return parts[0], parts[edits - 1]", "return parts[0], parts[-1]"),
         ("edits/auto_edit", "(scores >= of_own_noise + keep)", "(scores >= keep)"),
     ),
     *_core(

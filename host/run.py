@@ -249,6 +249,6 @@ def _with_sharing(options: dict, sharing: Sharing, rows: int) -> dict:
 def _sharing_patch(share: Callable) -> Callable:
     def patch(n, context, value, extra):
         passes = [label == 0 for label in extra["cond_or_uncond"]]
-        return share(n, context, value, passes, (extra.get("block"), extra.get("block_index")))
+        return share(n, context, value, passes)
 
     return patch

@@ -10,8 +10,8 @@ from ..host.remarks import remark
 from . import inputs
 from .common import CATEGORY, SEARCH_ALIASES, checked, run_edit
 
-_DEFAULT_EFFORT = 3
-_PROCESSES = 3  # two candidates and the reconstruction
+_DEFAULT_EFFORT = 4
+_PROCESSES = 3  # the edit with either text, and the reconstruction
 
 
 class BaretAutoEdit(io.ComfyNode):
@@ -22,7 +22,7 @@ class BaretAutoEdit(io.ComfyNode):
             display_name="Auto Edit",
             category=CATEGORY,
             description="Edits by a text that says only what is in the picture and what is new, with no dial to set: "
-            "tries a few edits side by side, and the model itself picks the one that obeys and changes least.",
+            "tries a few edits, from the one that changes least on, and takes the first that the model itself judges to obey.",
             search_aliases=[*SEARCH_ALIASES, "automatic"],
             inputs=[
                 *inputs.edit_sockets(),
@@ -32,13 +32,13 @@ class BaretAutoEdit(io.ComfyNode):
                     default=_DEFAULT_EFFORT,
                     min=1,
                     max=len(CANDIDATES),
-                    tooltip="How many candidates are tried, from the gentlest on. Higher finds an edit that obeys more "
-                    "often, and takes longer. Useful: 2 to 4.",
+                    tooltip="How many candidates are tried at most, from the one that changes least on; the first that "
+                    "obeys is taken. Higher finds an edit that obeys more often, and may take longer. Useful: 2 to 4.",
                 ),
                 inputs.share(
                     "keep",
                     0.5,
-                    "What counts among candidates that obey: higher keeps more of the picture, lower follows the text "
+                    "How soon a candidate counts as obeying: higher keeps more of the picture, lower follows the text "
                     "more. Useful: 0.3 to 0.7.",
                     advanced=True,
                 ),

@@ -2,72 +2,90 @@
 
 1. The model is asked about the noised picture with both texts, the target and the tuned one. Where they disagree is the
    region that may change.
-2. Two candidates are sampled side by side, a gentle one and one of new shapes with the old looks, and judged
-   (:mod:`.judge`): 0 is "as it was", 1 is "as asked".
-3. Images without a good candidate get further ones, from fresh noise where the text is at odds with the picture.
-4. Of the good ones the one that takes least away from the picture is taken; where none is good, the best judged one,
-   and the report says so.
+2. Candidates are sampled one after another, those that change least first, and each is judged (:mod:`.judge`): 0 is
+   "as it was", 1 is "as asked". The first that obeys is taken.
+3. Where none obeys, the best judged one is, and the report says so.
+
+All are guided away from the tuned text, which is the picture as it is, and not from the negative one: what both texts
+agree on stays.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from ..attention import Sharing
 from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
 from .auto_mask import smoothed
-from .bam import Edits, advance
 from .judge import Answers, ask
-from .plan import NEVER, Dials
 from .region import Region, dilated, renoised
+from .sampling import guided_step
 
 MAY_CHANGE, AT_ODDS = 0.2, 0.4
 """Shares of the greatest difference between the texts: above the first a place may change, above the second the text is
 at odds with the picture there, and that is where fresh noise goes."""
-LOOKS_FROM = 0.2
-"""Share of the steps after which self-attention takes K and V from the reconstruction (MasaCtrl, Cao et al. 2023)."""
 GUIDED = 0.8
 """Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail; the text alone does that."""
-GENTLE = 4.0 / 7.5
-"""The gentle candidate's share of the guidance."""
-LENIENCE = 0.3
+LENIENCE = 0.5
 """How much ``keep`` lowers the score from which on an edit obeys, 1 where it is 0."""
 FRESH = 0.8
 """Share of fresh noise, in variance."""
 GRID = 16
 """Cells of the latents on which one cell of smoothing and growth was measured; finer ones take proportionally more."""
-MATCHED_CELLS = 64
-"""Longest side, in cells, at which contents are matched: that needs the square of the cells."""
+
+Span = tuple[float, float]
+"""From when on and up to when, as shares of the steps."""
+NEVER: Span = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to edit. name: for the report.
+    """A way to edit. Times are shares of the steps.
 
-    share: of the guidance that it takes. looks: whether it takes from the picture what things look like.
-    fresh: whether it starts from fresh noise where the text is at odds with the picture.
+    name: for the report. begins: when it leaves the reconstruction's path. guidance: as a share of what is asked for.
+    layout: when self-attention takes Q and K from the reconstruction, which is where things are (paper, Eq. 4).
+    looks: when it takes K and V from it, which is what things look like (MasaCtrl, Cao et al. 2023).
+    fresh: whether it begins with fresh noise where the text is at odds with the picture.
     """
 
     name: str
-    share: float = 1.0
-    looks: bool = True
+    begins: float = 0.0
+    guidance: float = 1.0
+    layout: Span = NEVER
+    looks: Span = NEVER
     fresh: bool = False
 
+    def first(self, steps: int) -> int:
+        """The first of its steps, of N."""
+        return _step_at(self.begins, steps)
 
+
+_OLD_LOOKS = (0.2, 0.7)  # a shape is settled before, and colours that the text asks for come after
 CANDIDATES = (
-    Candidate("gentle", share=GENTLE, looks=False),
-    Candidate("new shape, old looks"),
-    Candidate("fresh noise", fresh=True),
-    Candidate("other fresh noise", fresh=True),
+    Candidate("late start", begins=0.5, guidance=4 / 3),
+    Candidate("new shape, old looks", guidance=0.8, looks=_OLD_LOOKS),
+    Candidate("fresh noise, old looks", looks=_OLD_LOOKS, fresh=True),
+    Candidate("new looks, old layout", layout=(0.0, 0.2)),
 )
-"""From the gentlest on; ``effort`` says how many of the first are tried. The first two go side by side."""
-_SIDE_BY_SIDE = 2
+"""In the order in which they are tried; ``effort`` says how many of the first."""
+
+
+def _step_at(share: float, steps: int) -> int:
+    """The step of N at a share of them."""
+    return math.floor(share * steps + 0.5)
+
+
+def within(span: Span, i: int, steps: int) -> bool:
+    """Whether step i of N lies in a span."""
+    start, end = span
+    return _step_at(start, steps) <= i < _step_at(end, steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +95,6 @@ class AutoEdit:
     edit: ``[B,C,h,w]``, VP form. mask: ``[B,1,h,w]``, where it was let differ.
     candidates: ``[K,B,C,h,w]``, VP form; where an image needed none, the picture as it was.
     scores: ``[K,B]``, how far the text explains each, NaN where an image needed none.
-    distances: ``[K,B]``, how much each takes away from the picture, likewise.
     obeys: ``[K,B]`` bool, which obey by the model's own judgement. chosen: ``[B]``, which one was taken.
     """
 
@@ -85,7 +102,6 @@ class AutoEdit:
     mask: Tensor
     candidates: Tensor
     scores: Tensor
-    distances: Tensor
     obeys: Tensor
     chosen: Tensor
     names: tuple[str, ...]
@@ -105,7 +121,7 @@ class AutoEdit:
         taken = self.names[int(self.chosen[b])]
         head = f"picture {b + 1}: how far each candidate obeys, from 0 to 1: {tried}; taken: {taken}"
         if bool(self.good[b]):
-            return f"{head}, which obeys and keeps most."
+            return f"{head}, the first that obeys."
         if bool(self.obeys[:, b].any()):
             return f"{head}, which keeps more than what obeys fully. Lower keep to follow the text more."
         return (
@@ -114,7 +130,7 @@ class AutoEdit:
         )
 
 
-# --- regions, distances, the choice -----------------------------------------------------------------------------------
+# --- regions and the choice -------------------------------------------------------------------------------------------
 
 
 def regions(source: Answers) -> tuple[Tensor, Tensor]:
@@ -132,40 +148,21 @@ def regions(source: Answers) -> tuple[Tensor, Tensor]:
     return dilated(may_change, reach), at_odds
 
 
-def distance(edited: Tensor, picture: Tensor) -> Tensor:
-    """How much an edit ``[B,C,h,w]`` takes away from its picture, ``[B]``, in units of the latent.
-
-    The root mean square of the change in place, and of what each cell is from the most like cell anywhere, both ways
-    (bidirectional similarity, Simakov et al. 2008): an animal that turns keeps its colours, one of another colour does
-    not, and a tree that is lost has no like left.
-    """
-    in_place = (edited - picture).square().mean((1, 2, 3))
-    side = max(edited.shape[-2:])
-    if side > MATCHED_CELLS:
-        scale = MATCHED_CELLS / side
-        edited = interpolate(edited, scale_factor=scale, mode="area")
-        picture = interpolate(picture, scale_factor=scale, mode="area")
-    apart = torch.cdist(edited.flatten(2).transpose(1, 2), picture.flatten(2).transpose(1, 2)).square()
-    anywhere = apart.amin(2).mean(1) + apart.amin(1).mean(1)
-    return in_place.sqrt() + anywhere.sqrt()
-
-
-def choose(scores: Tensor, distances: Tensor, keep: float) -> tuple[Tensor, Tensor]:
+def choose(scores: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     """Which candidate each image takes, ``[B]``, and which obey, ``[K,B]`` bool.
 
     One obeys that has a score of at least ``1 - LENIENCE * keep``. Fresh noise takes away more than it shows: it counts
     only with a score of ``keep`` more than the best from the picture's own noise. Of those that obey and count the
-    least distant is taken; where there is none, the one of the best score that counts.
-    scores, distances: ``[K,B]``, NaN where an image has no such candidate.
+    first is taken; where there is none, the one of the best score that counts. scores: ``[K,B]``, NaN where an image has no such candidate.
     """
     there = ~scores.isnan()
     fresh = torch.tensor([candidate.fresh for candidate in CANDIDATES[: len(scores)]], device=scores.device)[:, None]
     of_own_noise = scores.masked_fill(fresh | ~there, 0.0).amax(0).clamp_min(0.0)
     obeys = there & (scores >= 1 - LENIENCE * keep)
     counts = there & (~fresh | (scores >= of_own_noise + keep))
-    nearest = distances.masked_fill(~(obeys & counts), float("inf")).argmin(0)
+    good = obeys & counts
     best = scores.masked_fill(~counts, float("-inf")).argmax(0)
-    return torch.where((obeys & counts).any(0), nearest, best), obeys
+    return torch.where(good.any(0), good.int().argmax(0), best), obeys
 
 
 def of_chosen(values: Tensor, chosen: Tensor) -> Tensor:
@@ -183,7 +180,7 @@ def auto_edit(
     embeddings: Embeddings,
     *,
     guidance_scale: float = 7.5,
-    effort: int = 3,
+    effort: int = 4,
     keep: float = 0.5,
     seed: int = 0,
     mask: Tensor | None = None,
@@ -193,15 +190,15 @@ def auto_edit(
     """Edit by the embeddings' target text, which need say no more than what is in the picture and what is new.
 
     Every image of a batch is decided on its own. Row-forwards of an image, with N steps and L levels of the judge: ``2
-    L`` for the picture; then for each candidate that it needs 2 a step while there is guidance, 1 a step after that,
-    and ``2 L``; and 1 a step for the reconstruction while it lends looks to those that run.
+    L`` for the picture; then for each candidate that it needs 2 a step while there is guidance, 1 a step after that, 1
+    more while the reconstruction lends, and ``2 L``.
 
     effort: how many of CANDIDATES are tried at most, from 1. keep: see :func:`choose`. seed: of the judge's noise and
         of the candidates'. mask: ``[1 or B,1,h,w]`` in 0..1, where the picture may change at all.
     regroup: let images that are done leave the batch; False where the model carries something that belongs to image
         positions.
-    on_step: reports the candidates side by side, those of earlier rounds as they became; :func:`reports` says how
-        often. Where no further round is needed, the last report comes at once.
+    on_step: reports the candidate, beside the earlier ones as they became; :func:`reports` says how often. Where no
+        further candidate is needed, the last report comes at once.
     Raises ValueError for a misfit, for a target text that is the picture's own, and for an effort outside 1..4,
     NotFinite.
     """
@@ -223,44 +220,35 @@ def auto_edit(
     everyone = list(range(trajectory.images))
     candidates = trajectory.pivots[-1].expand(effort, -1, -1, -1, -1).clone()
     scores = candidates.new_full([effort, trajectory.images], float("nan"))
-    distances = scores.clone()
-    chosen, obeys = choose(scores, distances, keep)
+    chosen, obeys = choose(scores, keep)
     steps = trajectory.schedule.steps
-    for number_of_round, group in enumerate(_rounds(effort)):
+    for number, candidate in enumerate(CANDIDATES[:effort]):
         waiting = (~of_chosen(obeys, chosen)).nonzero().flatten().tolist()
         if not waiting:
-            run.show_last(list(candidates[: group[0]]), reports(effort, steps))
+            run.show_last(list(candidates[:number]), reports(effort, steps))
             break
         among = waiting if regroup else everyone
         taken = [among.index(b) for b in waiting]
-        show = partial(run.show, list(candidates[: group[0], among]), number_of_round * steps)
-        for number, edited in zip(group, run.sample(group, among, may_change, at_odds, show)):
-            answers = run.ask(edited, among)
-            picture = trajectory.pivots[-1][among]
-            candidates[number, waiting] = edited[taken]
-            scores[number, waiting] = answers.score(source.of(among))[taken]
-            distances[number, waiting] = distance(edited, picture)[taken]
-        chosen, obeys = choose(scores, distances, keep)
+        before = reports(number, steps) - candidate.first(steps)
+        show = partial(run.show, list(candidates[:number, among]), before)
+        edited = run.sample(candidate, seed + number, among, may_change, at_odds, show)
+        candidates[number, waiting] = edited[taken]
+        scores[number, waiting] = run.ask(edited, among).score(source.of(among))[taken]
+        chosen, obeys = choose(scores, keep)
 
     edit = of_chosen(candidates, chosen)
     names = tuple(candidate.name for candidate in CANDIDATES[:effort])
-    return AutoEdit(edit, may_change, candidates, scores, distances, obeys, chosen, names)
+    return AutoEdit(edit, may_change, candidates, scores, obeys, chosen, names)
 
 
 def reports(effort: int, steps: int) -> int:
     """How many steps are reported for an effort, of N steps each."""
-    return len(_rounds(effort)) * steps
-
-
-def _rounds(effort: int) -> list[list[int]]:
-    """The numbers of the candidates that go side by side, round by round."""
-    first = list(range(min(effort, _SIDE_BY_SIDE)))
-    return [first, *([number] for number in range(_SIDE_BY_SIDE, effort))]
+    return sum(steps - candidate.first(steps) for candidate in CANDIDATES[:effort])
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What all rounds of an edit share."""
+    """What all candidates of an edit share."""
 
     predict: Predict
     trajectory: Trajectory
@@ -274,30 +262,54 @@ class _Run:
         return ask(self.predict, self.trajectory.schedule, self.embeddings.rows(list(images)), pictures, self.seed)
 
     def sample(
-        self, group: list[int], images: list[int], may_change: Tensor, at_odds: Tensor, show: OnStep
-    ) -> list[Tensor]:
-        """The candidates of a group side by side, of some images: ``[A,C,h,w]`` each, VP form."""
+        self, candidate: Candidate, seed: int, images: list[int], may_change: Tensor, at_odds: Tensor, show: OnStep
+    ) -> Tensor:
+        """A candidate of some images, ``[A,C,h,w]``, VP form. seed: of its fresh noise."""
         trajectory, embeddings = self.trajectory.rows(images), self.embeddings.rows(images)
-        steps = trajectory.schedule.steps
-        region = Region(may_change[images])
-        begun = []
-        for number in group:
-            candidate, start = CANDIDATES[number], None
-            if candidate.fresh:
-                start = renoised(trajectory.pivots[0], FRESH, at_odds[images], self.seed + number)
-            dials = Dials(0, 0, int(LOOKS_FROM * steps + 0.5) if candidate.looks else NEVER)
-            guidance = candidate.share * self.guidance_scale
-            begun.append(Edits.begin(trajectory, embeddings, [dials], guidance, region, start))
-        done = advance(
-            self.predict,
-            trajectory,
-            begun,
-            range(steps),
-            looks_too=True,
-            guided_steps=int(GUIDED * steps + 0.5),
-            on_step=show,
-        )
-        return [edits.results()[0] for edits in done]
+        schedule, region = trajectory.schedule, Region(may_change[images])
+        guidance_scale = candidate.guidance * self.guidance_scale
+        first = candidate.first(schedule.steps)
+        z = trajectory.latents[first]
+        if candidate.fresh:
+            z = renoised(z, FRESH, at_odds[images], seed)
+        for i in range(first, schedule.steps):
+            eps_target, eps_tuned = self._predicted(candidate, i, z, trajectory, embeddings)
+            z, clean = guided_step(schedule, i, z, eps_target, eps_tuned, guidance_scale)
+            where = region.at(i, clean, trajectory)
+            assert where is not None, "the region has a mask"
+            z = torch.lerp(trajectory.pivots[i + 1], z, where)
+            show(i, clean, z)
+        return z
+
+    def _predicted(
+        self, candidate: Candidate, i: int, z: Tensor, trajectory: Trajectory, embeddings: Embeddings
+    ) -> tuple[Tensor, Tensor]:
+        """The noise in ``z [A,C,h,w]`` by the target text and by the tuned one; by the target's alone in the last
+        steps.
+
+        One forward: the edit with each text, then the reconstruction where it lends.
+        """
+        schedule = trajectory.schedule
+        latents, texts = [z], [embeddings.target]
+        if within((0.0, GUIDED), i, schedule.steps):
+            latents.append(z)
+            texts.append(embeddings.tuned[i])
+        edits = len(latents)
+        layout, looks = within(candidate.layout, i, schedule.steps), within(candidate.looks, i, schedule.steps)
+        sharing = None
+        if layout or looks:
+            latents.append(trajectory.latents[i])
+            texts.append(embeddings.tuned[i])
+            of_reconstruction = (edits,) * (edits + 1)
+            sharing = Sharing(
+                processes=edits + 1,
+                self_from=of_reconstruction if layout else None,
+                looks_from=of_reconstruction if looks else None,
+            )
+        x = schedule.to_sampler(torch.cat(latents), i)
+        eps, _ = self.predict(x, schedule.sigma(i), cond=torch.cat(texts), sharing=sharing)
+        parts = eps.split(len(z))
+        return parts[0], parts[edits - 1]
 
     def show(self, earlier: list[Tensor], before: int, i: int, clean: Tensor, latents: Tensor) -> None:
         """Report a step, after ``before`` others, with earlier candidates to the left."""

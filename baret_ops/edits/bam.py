@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..attention import EDIT, RECONSTRUCTION, TRANSITION, Hooks, Left
+from ..attention import EDIT, RECONSTRUCTION, TRANSITION, Hooks
 from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
 from .auto_mask import edit_mask, noise_difference
-from .plan import NEVER, Dials, Entry, Plan, Process, distinct, plan_step
+from .plan import Dials, Entry, Plan, Process, distinct, plan_step
 from .region import EVERYWHERE, Region, dilated, otsu, renoised, whole
 from .sampling import guided_step
 
@@ -86,16 +86,12 @@ def advance(
     steps: range,
     *,
     uncond_too: bool = False,
-    looks_too: bool = False,
-    guided_steps: int = NEVER,
     max_tokens: int | None = None,
     on_step: OnStep | None = None,
     watch: Watch | None = None,
 ) -> list[Edits]:
     """Take edits through ``steps`` side by side; see :func:`bam` and :func:`.plan.plan_step`.
 
-    looks_too: the unconditional pass takes the looks as well, of the reconstruction's conditional row: no row more.
-    guided_steps: from this step on the target text alone predicts, without an unconditional pass.
     on_step: reports the edits side by side, from left to right. watch: see :data:`Watch`. Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
@@ -112,19 +108,14 @@ def advance(
         hooks = None if watch is None else watch(i, _watched(plan))
 
         x, sigma, rows = schedule.to_sampler(z, i), schedule.sigma(i), plan.guided * images
-        left: Left | None = {} if looks_too else None
-        how = {"sharing": plan.sharing(max_tokens, uncond_too, left), "hooks": hooks}
-        if i >= guided_steps:
-            eps_cond, _ = predict(x, sigma, cond=texts, **how)
-            eps_uncond = eps_cond
-        elif uncond_too or plan.guided == len(plan.processes):
+        how = {"sharing": plan.sharing(max_tokens, uncond_too), "hooks": hooks}
+        if uncond_too or plan.guided == len(plan.processes):
             negatives = negative.repeat(len(plan.processes), 1, 1)
             eps_cond, eps_uncond = predict(x, sigma, cond=texts, uncond=negatives, **how)
         else:
             # What only lends has no unconditional row.
             eps_cond, _ = predict(x, sigma, cond=texts, **how)
-            again = None if left is None else plan.sharing_of_the_guided(max_tokens, left)
-            _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(plan.guided, 1, 1), sharing=again)
+            _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(plan.guided, 1, 1))
         guidance = _guidance_of(plan, many, images, z)
         arrived, clean = guided_step(schedule, i, z[:rows], eps_cond[:rows], eps_uncond[:rows], guidance)
 

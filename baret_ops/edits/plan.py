@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..attention import EDIT, RECONSTRUCTION, TRANSITION, Left, Lenders, Sharing
+from ..attention import EDIT, RECONSTRUCTION, TRANSITION, Lenders, Sharing
 from .sampling import injected_steps
 
 NEVER = 1 << 30
@@ -101,18 +101,11 @@ class Plan:
         """The places of a role's processes, by their entries; of several edits of an entry the last."""
         return {process.entry: place for place, process in enumerate(self.processes) if process.role == role}
 
-    def sharing(self, max_tokens: int | None, uncond: bool, left: Left | None = None) -> Sharing | None:
-        """This plan as the forward takes it; None where nobody borrows. left: where the lender leaves its looks."""
+    def sharing(self, max_tokens: int | None, uncond: bool) -> Sharing | None:
+        """This plan as the forward takes it; None where nobody borrows."""
         if self.self_from is None and self.cross_from is None and self.looks_from is None:
             return None
-        return Sharing(len(self.processes), self.self_from, self.cross_from, self.looks_from, max_tokens, uncond, left)
-
-    def sharing_of_the_guided(self, max_tokens: int | None, left: Left) -> Sharing | None:
-        """The same for an unconditional pass of the guided processes alone: they take the looks that were left."""
-        if self.looks_from is None:
-            return None
-        looks_from = self.looks_from[: self.guided]
-        return Sharing(self.guided, looks_from=looks_from, max_tokens=max_tokens, uncond=True, left=left)
+        return Sharing(len(self.processes), self.self_from, self.cross_from, self.looks_from, max_tokens, uncond)
 
 
 def plan_step(i: int, entries: Sequence[Entry], watched: bool = False) -> Plan:

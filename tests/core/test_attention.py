@@ -56,42 +56,6 @@ def test_looks_are_keys_and_values(layout, uncond):
     torch.testing.assert_close(attend(got_n @ wq, got_context @ wk, got_value @ wv), wanted)
 
 
-@pytest.mark.parametrize("layout", [None, (RECONSTRUCTION, 1, 2)])
-def test_looks_that_were_left_equal_looks_lent_beside(layout):
-    """Two edits take K and V of the reconstruction, which ran in an earlier forward and does not in this one."""
-    generator = torch.Generator().manual_seed(0)
-    lenders = (RECONSTRUCTION, RECONSTRUCTION, RECONSTRUCTION)
-    earlier, other = torch.randn(2, 3 * B, L, D, generator=generator)
-    now = torch.randn(2 * B, L, D, generator=generator)
-    left = {}
-    first = Sharing(processes=3, self_from=layout, looks_from=lenders, left=left)
-    got = first.share_self(earlier, earlier, earlier, [True], "a block")
-    first.share_self(other, other, other, [True], "another block")
-    plain = Sharing(processes=3, self_from=layout, looks_from=lenders)
-    for left_too, alone in zip(got, plain.share_self(earlier, earlier, earlier, [True])):
-        assert torch.equal(left_too, alone), "leaving changes nothing"
-
-    later = Sharing(processes=2, looks_from=lenders[:2], uncond=True, left=left)
-    n, context, value = later.share_self(now, now, now, [False], "a block")
-    assert torch.equal(n, now)
-    lent = earlier[-B:].repeat(2, 1, 1)
-    assert torch.equal(context, lent) and torch.equal(value, lent)
-
-    coarse_alone = Sharing(processes=2, looks_from=lenders[:2], uncond=True, left=left, max_tokens=L - 1)
-    assert coarse_alone.share_self(now, now, now, [False], "a block")[1] is now
-
-
-def test_who_takes_no_looks_that_were_left_keeps_its_own():
-    left = {None: tuple(torch.randn(2, B, L, D))}
-    now = torch.randn(2 * B, L, D)
-    n, context, value = Sharing(processes=2, looks_from=(0, 2), uncond=True, left=left).share_self(
-        now, now, now, [False]
-    )
-    assert torch.equal(n, now)
-    for got, lent in ((context, left[None][0]), (value, left[None][1])):
-        assert torch.equal(got[:B], now[:B]) and torch.equal(got[B:], lent)
-
-
 def test_leaves_alone_what_it_does_not_share():
     n = torch.randn(3 * B, L, D)
     assert Sharing(processes=3).share_self(n, n, n, [True])[0] is n

@@ -3,22 +3,32 @@
 import pytest
 import torch
 
+from baret_ops.edits import auto_edit as module
 from baret_ops.edits.auto_edit import (
     CANDIDATES,
     GUIDED,
-    LENIENCE,
-    LOOKS_FROM,
+    Candidate,
     auto_edit,
     choose,
-    distance,
     regions,
     reports,
+    within,
 )
 from baret_ops.edits.judge import Answers, ask, levels_of
 
 from .test_bam import STEPS, B, Network, W, inversion
 
 NAN = float("nan")
+NONE_OBEYS, ANY_OBEYS = -1e6, 1e6
+"""Values of ``keep`` beyond its range: with the first no score is enough, with the second any is."""
+
+
+def rows_of(candidate):
+    """What a candidate costs one image: with both texts while there is guidance, and the reconstruction where it
+    lends."""
+    steps = range(candidate.first(STEPS), STEPS)
+    lending = sum(within(candidate.layout, i, STEPS) or within(candidate.looks, i, STEPS) for i in steps)
+    return len(steps) + sum(within((0.0, GUIDED), i, STEPS) for i in steps) + lending
 
 
 class AnyNetwork(Network):
@@ -78,31 +88,19 @@ def test_regions_are_where_the_texts_differ_most():
     assert torch.equal(weaker[0], may_change) and torch.equal(weaker[1], at_odds)
 
 
-def test_distance_forgives_what_moves_and_not_what_is_lost():
-    picture = torch.zeros(1, 4, 8, 8)
-    picture[..., 2, 2] = 5.0
-    moved, lost = torch.zeros_like(picture), torch.zeros_like(picture)
-    moved[..., 5, 6] = 5.0
-    assert float(distance(picture, picture)) == pytest.approx(0.0, abs=1e-3)
-    assert 0 < float(distance(moved, picture)) < float(distance(lost, picture)) + float(distance(moved, lost))
-    in_place = (moved - picture).square().mean().sqrt()
-    assert float(distance(moved, picture)) == pytest.approx(float(in_place), rel=1e-3), "all of it is still there"
-    assert float(distance(lost, picture)) > float((lost - picture).square().mean().sqrt()) + 0.5
-
-
-@pytest.mark.parametrize("keep, chosen", [(0.0, [1, 1, 1, 0]), (0.5, [1, 1, 1, 0]), (1.0, [0, 0, 1, 0])])
-def test_of_those_that_obey_the_one_that_takes_least_away(keep, chosen):
-    scores = torch.tensor([[0.75, 0.7, -0.5, 0.0], [1.0, 1.06, 0.05, -0.1]])
-    distances = torch.tensor([[1.0] * 4, [2.0] * 4])
-    found, obeys = choose(scores, distances, keep)
+@pytest.mark.parametrize("keep, chosen", [(0.0, [1, 1, 1, 0]), (0.5, [0, 1, 1, 0]), (1.0, [0, 0, 1, 0])])
+def test_the_first_that_obeys(keep, chosen):
+    scores = torch.tensor([[0.8, 0.7, -0.5, 0.0], [1.0, 1.06, 0.05, -0.1]])
+    found, obeys = choose(scores, keep)
     assert found.tolist() == chosen
     assert obeys.any(0).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("keep, chosen", [(0.0, [2, 2, 2, 1]), (0.5, [2, 1, 2, 1]), (1.0, [2, 1, 2, 1])])
 def test_fresh_noise_counts_where_it_gains_enough(keep, chosen):
-    scores = torch.tensor([[0.0, 0.3, -0.5, 0.6], [-0.2, 0.6, -0.3, 0.7], [1.0, 1.01, 1.0, NAN]])
-    found, obeys = choose(scores, torch.ones_like(scores), keep)
+    assert [candidate.fresh for candidate in CANDIDATES] == [False, False, True, False]
+    scores = torch.tensor([[0.0, 0.3, -0.5, 0.3], [-0.2, 0.6, -0.3, 0.4], [1.0, 1.01, 1.0, NAN]])
+    found, obeys = choose(scores, keep)
     assert found.tolist() == chosen
     assert obeys[2].tolist() == [True, True, True, False], "what was not tried does not obey"
 
@@ -112,23 +110,42 @@ class TestAutoEdit:
     def test_rows_of_each_effort(self, effort):
         trajectory, embeddings = inversion((1.0, 1.0))
         network = AnyNetwork()
-        found = auto_edit(network, trajectory.rows([0]), embeddings.rows([0]), guidance_scale=W, effort=effort)
-        levels, lends = len(levels_of(trajectory.schedule)), STEPS - int(LOOKS_FROM * STEPS + 0.5)
-        sampled = STEPS + int(GUIDED * STEPS + 0.5)  # with both texts while there is guidance
-        tried = int((~found.scores.isnan()).sum())
-        assert min(effort, 2) <= tried <= effort
-        lending = sum(candidate.looks for candidate in CANDIDATES[:tried])  # each in a round of its own
-        assert network.rows == 2 * levels + tried * (sampled + 2 * levels) + lending * lends
-        assert found.candidates.shape[:2] == (effort, 1)
+        found = auto_edit(
+            network, trajectory.rows([0]), embeddings.rows([0]), guidance_scale=W, effort=effort, keep=NONE_OBEYS
+        )
+        judged = 2 * len(levels_of(trajectory.schedule))
+        assert network.rows == judged + sum(rows_of(candidate) + judged for candidate in CANDIDATES[:effort])
+        assert found.candidates.shape[:2] == (effort, 1) and not found.scores.isnan().any()
 
-    def test_fresh_noise_is_tried_where_none_obeys_and_only_there(self):
+    def test_no_more_are_tried_than_are_needed(self):
         trajectory, embeddings = inversion((1.0, 1.0))
-        found = auto_edit(AnyNetwork(), trajectory, embeddings, guidance_scale=W, effort=4, keep=0.5)
-        for b in range(B):
-            two = found.scores[:2, b]
-            assert bool(found.scores[2, b].isnan()) == bool((two >= 1 - LENIENCE * 0.5).any())
-            if found.scores[2, b].isnan():
-                assert torch.equal(found.candidates[2, b], trajectory.pivots[-1][b])
+        network = AnyNetwork()
+        found = auto_edit(network, trajectory.rows([0]), embeddings.rows([0]), guidance_scale=W, keep=ANY_OBEYS)
+        judged = 2 * len(levels_of(trajectory.schedule))
+        assert network.rows == judged + rows_of(CANDIDATES[0]) + judged
+        assert found.chosen.tolist() == [0] and found.scores[1:].isnan().all()
+        assert torch.equal(found.candidates[1, 0], trajectory.pivots[-1][0])
+
+    def test_a_late_start_is_the_picture_before_it(self, monkeypatch):
+        """Without steps of its own, a candidate is the reconstruction."""
+        monkeypatch.setattr(module, "CANDIDATES", (Candidate("never begun", begins=1.0),))
+        trajectory, embeddings = inversion((1.0, 1.0))
+        found = auto_edit(AnyNetwork(), trajectory, embeddings, guidance_scale=W, effort=1)
+        torch.testing.assert_close(found.candidates[0], trajectory.latents[-1])
+
+    def test_guidance_leads_from_the_tuned_text_to_the_target(self, monkeypatch):
+        """Without any, an edit follows the tuned text at every step."""
+        monkeypatch.setattr(module, "CANDIDATES", (Candidate("unguided", guidance=0.0),))
+        monkeypatch.setattr(module, "GUIDED", 1.0)
+        trajectory, embeddings = inversion((1.0, 1.0))
+        everywhere = torch.ones_like(trajectory.pivots[-1][:, :1])
+        monkeypatch.setattr(module, "regions", lambda source: (everywhere, everywhere))
+        found = auto_edit(AnyNetwork(), trajectory, embeddings, guidance_scale=W, effort=1)
+        network, z, schedule = AnyNetwork(), trajectory.latents[0], trajectory.schedule
+        for i in range(STEPS):
+            eps, _ = network(schedule.to_sampler(z, i), schedule.sigma(i), cond=embeddings.tuned[i])
+            z = schedule.step(z, eps, i, i + 1)
+        torch.testing.assert_close(found.edit, z)
 
     def test_each_image_is_decided_on_its_own(self):
         trajectory, embeddings = inversion((1.0, 1.0))
@@ -149,7 +166,7 @@ class TestAutoEdit:
         assert torch.equal(first.edit, again.edit)
         assert not torch.equal(first.scores[:2], other.scores[:2])
 
-    def test_candidates_are_shown_side_by_side_and_earlier_ones_beside_later(self):
+    def test_candidates_are_shown_beside_earlier_ones(self):
         trajectory, embeddings = inversion((1.0, 1.0))
         shown = []
         found = auto_edit(
@@ -157,17 +174,18 @@ class TestAutoEdit:
             trajectory.rows([0]),
             embeddings.rows([0]),
             guidance_scale=W,
-            effort=3,
-            keep=-9.0,  # none is good enough
+            effort=2,
+            keep=NONE_OBEYS,
             on_step=lambda i, clean, latents: shown.append((i, clean, latents)),
         )
         width = trajectory.pivots.shape[-1]
-        assert [i for i, *_ in shown] == list(range(reports(3, STEPS))), "one bar for all rounds"
-        assert [clean.shape[-1] // width for _, clean, _ in shown] == [2] * STEPS + [3] * STEPS
+        late = STEPS - CANDIDATES[0].first(STEPS)
+        assert [i for i, *_ in shown] == list(range(reports(2, STEPS))), "one bar for all"
+        assert [clean.shape[-1] // width for _, clean, _ in shown] == [1] * late + [2] * STEPS
         _, _, last = shown[-1]
         assert torch.equal(last, torch.cat(list(found.candidates), -1))
 
-    def test_the_bar_ends_where_no_further_round_is_needed(self):
+    def test_the_bar_ends_where_no_further_candidate_is_needed(self):
         trajectory, embeddings = inversion((1.0, 1.0))
         shown = []
         found = auto_edit(
@@ -176,11 +194,12 @@ class TestAutoEdit:
             embeddings.rows([0]),
             guidance_scale=W,
             effort=3,
-            keep=99.0,  # any is good enough
+            keep=ANY_OBEYS,
             on_step=lambda i, clean, latents: shown.append((i, latents)),
         )
-        assert [i for i, _ in shown] == [*range(STEPS), reports(3, STEPS) - 1]
-        assert torch.equal(shown[-1][1], torch.cat(list(found.candidates[:2]), -1))
+        late = STEPS - CANDIDATES[0].first(STEPS)
+        assert [i for i, _ in shown] == [*range(late), reports(3, STEPS) - 1]
+        assert torch.equal(shown[-1][1], found.candidates[0])
 
     def test_a_mask_of_zero_gives_the_picture_exactly(self):
         trajectory, embeddings = inversion((1.0, 1.0))
@@ -196,7 +215,7 @@ class TestAutoEdit:
             assert len(lines) == B
             for line, chosen, good in zip(lines, found.chosen.tolist(), found.good.tolist()):
                 assert f"taken: {found.names[chosen]}" in line
-                assert ("which obeys and keeps most" in line) == good
+                assert ("the first that obeys" in line) == good
 
     def test_one_text_for_before_and_after_is_refused(self):
         trajectory, embeddings = inversion((1.0, 1.0))

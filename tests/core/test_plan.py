@@ -57,17 +57,6 @@ def test_looks_come_from_the_reconstruction_from_their_step_on():
     assert Dials.of(STEPS, 0.0, 0.0).looks_from == NEVER
 
 
-def test_the_guided_alone_take_the_looks_that_were_left():
-    gentle, looks = Dials(0, 0), Dials(0, 0, looks_from=4)
-    left = {}
-    late = plan(4, gentle, looks)
-    assert roles(late) == [EDIT, EDIT, RECONSTRUCTION]
-    sharing = late.sharing_of_the_guided(None, left)
-    assert (sharing.processes, sharing.looks_from, sharing.uncond) == (2, (0, 2), True)
-    assert sharing.left is left and late.sharing(None, False, left).left is left
-    assert plan(3, gentle, looks).sharing_of_the_guided(None, left) is None
-
-
 @pytest.mark.parametrize("name", ["tau_sa", "tau_ca", "appearance"])
 def test_shares_outside_their_range_are_refused(name):
     given = {"tau_sa": 0.3, "tau_ca": 0.6, "appearance": 0.0, name: 1.5}

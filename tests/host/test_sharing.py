@@ -92,40 +92,26 @@ def test_equals_explicit_attention(pack, model, predict_in, run_passes_apart, un
     assert differs == uncond
 
 
-def test_looks_left_by_the_positive_serve_the_negative(pack, model, predict_in):
-    """An unconditional pass takes K and V of the reconstruction's conditional row, which it does not run."""
-    sharing = pack.modules["baret_ops.attention"].Sharing
+def test_looks_of_one_serve_two(pack, model, predict_in):
+    """Two processes take K and V of a third in self-attention, each with its own queries."""
+    sharing = pack.modules["baret_ops.attention"].Sharing(processes=3, looks_from=(2, 2, 2))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2 * B, 4, 8, 12, generator=generator) * 5
-    cond, uncond_text = torch.randn(2, 2 * B, 6, 24, generator=generator)
-    left = {}
-
-    def both(predict):
-        predict(x, 5.0, cond=cond, sharing=sharing(processes=2, looks_from=(1, 1), left=left))
-        again = sharing(processes=1, looks_from=(1,), uncond=True, left=left)
-        return predict(x[:B], 5.0, uncond=uncond_text[:B], sharing=again)[1]
-
-    got = predict_in(both)
-    assert len(left) == 7, "each of 7 self-attentions left its own"
-
-    lent = []
-    recording, borrowing = model.clone(), model.clone()
-
-    def record(q, k, v, extra):
-        lent.append((k[B:], v[B:]))
-        return plain_attention(q, k, v, extra["n_heads"])
+    x = torch.randn(3 * B, 4, 8, 12, generator=generator) * 5
+    cond = torch.randn(3 * B, 6, 24, generator=generator)
+    borrowing = model.clone()
 
     def borrow(q, k, v, extra):
-        return plain_attention(q, *lent.pop(0), extra["n_heads"])
+        lent_k, lent_v = k[-B:].repeat(3, 1, 1), v[-B:].repeat(3, 1, 1)
+        return plain_attention(q, lent_k, lent_v, extra["n_heads"])
 
     for block in BLOCKS:
-        recording.set_model_attn1_replace(record, *block)
         borrowing.set_model_attn1_replace(borrow, *block)
-    predict_in(lambda predict: predict(x, 5.0, cond=cond, sharing=sharing(processes=2, looks_from=(1, 1))), recording)
-    wanted = predict_in(lambda predict: predict(x[:B], 5.0, uncond=uncond_text[:B])[1], borrowing)
+    got, _ = predict_in(lambda predict: predict(x, 5.0, cond=cond, sharing=sharing))
+    wanted, _ = predict_in(lambda predict: predict(x, 5.0, cond=cond), borrowing)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-    plain = predict_in(lambda predict: predict(x[:B], 5.0, uncond=uncond_text[:B])[1])
-    assert (got - plain).abs().max() > 1e-3
+    plain, _ = predict_in(lambda predict: predict(x, 5.0, cond=cond))
+    assert (got[: 2 * B] - plain[: 2 * B]).abs().max() > 1e-3
+    torch.testing.assert_close(got[-B:], plain[-B:], rtol=1e-4, atol=1e-5)
 
 
 def test_the_negative_alone_keeps_its_label(pack, predict_in):
