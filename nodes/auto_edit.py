@@ -22,7 +22,7 @@ class BaretAutoEdit(io.ComfyNode):
             display_name="Auto Edit",
             category=CATEGORY,
             description="Edits by a text that says only what is in the picture and what is new, with no dial to set: "
-            "tries a few edits, from the one that changes least on, and takes the first that the model itself judges to obey.",
+            "tries a few edits, those that change least first, and takes the first that the model judges to obey.",
             search_aliases=[*SEARCH_ALIASES, "automatic"],
             inputs=[
                 *inputs.edit_sockets(),
@@ -32,7 +32,7 @@ class BaretAutoEdit(io.ComfyNode):
                     default=_DEFAULT_EFFORT,
                     min=1,
                     max=len(CANDIDATES),
-                    tooltip="How many candidates are tried at most, from the one that changes least on; the first that "
+                    tooltip="How many candidates are tried at most, those that change least first; the first that "
                     "obeys is taken. Higher finds an edit that obeys more often, and may take longer. Useful: 2 to 4.",
                 ),
                 inputs.share(

@@ -31,6 +31,9 @@ from .sampling import guided_step
 MAY_CHANGE, AT_ODDS = 0.2, 0.4
 """Shares of the greatest difference between the texts: above the first a place may change, above the second the text is
 at odds with the picture there, and that is where fresh noise goes."""
+ANOTHER_SCENE = 0.5
+"""Share of the picture above which a text that is at odds with it asks for another scene, whose parts must fit
+together: no fresh noise goes there."""
 GUIDED = 0.8
 """Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail; the text alone does that."""
 LENIENCE = 0.5
@@ -70,7 +73,7 @@ class Candidate:
 _OLD_LOOKS = (0.2, 0.7)  # a shape is settled before, and colours that the text asks for come after
 CANDIDATES = (
     Candidate("late start", begins=0.5, guidance=4 / 3),
-    Candidate("new shape, old looks", guidance=0.8, looks=_OLD_LOOKS),
+    Candidate("new shape, old looks", guidance=0.7, looks=_OLD_LOOKS),
     Candidate("fresh noise, old looks", looks=_OLD_LOOKS, fresh=True),
     Candidate("new looks, old layout", layout=(0.0, 0.2)),
 )
@@ -145,6 +148,8 @@ def regions(source: Answers) -> tuple[Tensor, Tensor]:
     greatest = difference.amax((2, 3), keepdim=True)
     may_change = (difference > MAY_CHANGE * greatest).to(difference)
     at_odds = (difference > AT_ODDS * greatest).to(difference)
+    another_scene = at_odds.mean((1, 2, 3), keepdim=True) > ANOTHER_SCENE
+    at_odds = torch.where(another_scene, 0.0, at_odds)
     return dilated(may_change, reach), at_odds
 
 
@@ -153,7 +158,8 @@ def choose(scores: Tensor, keep: float) -> tuple[Tensor, Tensor]:
 
     One obeys that has a score of at least ``1 - LENIENCE * keep``. Fresh noise takes away more than it shows: it counts
     only with a score of ``keep`` more than the best from the picture's own noise. Of those that obey and count the
-    first is taken; where there is none, the one of the best score that counts. scores: ``[K,B]``, NaN where an image has no such candidate.
+    first is taken; where there is none, the one of the best score that counts.
+    scores: ``[K,B]``, NaN where an image has no such candidate.
     """
     there = ~scores.isnan()
     fresh = torch.tensor([candidate.fresh for candidate in CANDIDATES[: len(scores)]], device=scores.device)[:, None]

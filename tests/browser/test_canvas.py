@@ -133,7 +133,7 @@ def test_the_blueprint_is_an_edit_in_one_node(page):
     assert page.ask("return node('BARET Edit').widgets.map(w => [w.name, w.value])") == [
         ["text", ""],
         ["seed", 0],
-        ["effort", 3],
+        ["effort", 4],
         ["keep", 0.5],
         ["cfg", 7.5],
         ["steps", 50],

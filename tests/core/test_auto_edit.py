@@ -84,6 +84,11 @@ def test_regions_are_where_the_texts_differ_most():
     may_change, at_odds = regions(Answers(zeros, target, zeros))
     assert at_odds[0, 0, 0].tolist() == [0.0] * 6 + [1.0] * 2
     assert may_change[0, 0, 0].tolist() == [0.0] * 4 + [1.0] * 4, "one cell wider than where the difference counts"
+    target[..., 3:] = 1.0
+    may_change, at_odds = regions(Answers(zeros, target, zeros))
+    assert may_change.any() and not at_odds.any(), "another scene gets no fresh noise"
+    target[..., :6] = 0.0
+    may_change, at_odds = regions(Answers(zeros, target, zeros))
     weaker = regions(Answers(zeros, 0.01 * target, zeros))
     assert torch.equal(weaker[0], may_change) and torch.equal(weaker[1], at_odds)
 
