@@ -16,7 +16,7 @@ from itertools import product
 import comfyui
 import workflows
 
-SEEDS = (workflows.SCENE["seed"], 1, 8)  # the template's own scene, and two of the README's
+SEEDS = (workflows.SCENE["seed"], 1, 0)  # the template's own scene, one of the README's, and that of a new Drawn Scene
 TEXTS = {
     "pose": "a {animal} {pose}",
     "colour": "a {colour} {animal}",
@@ -35,16 +35,21 @@ class Wish:
     text: str
 
 
+def values(scenes) -> list[tuple[str, int]]:
+    """Every pose, colour, animal and place, as a fact and the number of its value. scenes: the pack's module."""
+    return [(fact, value) for fact in TEXTS for value in range(len(scenes.WORDS[fact]))]
+
+
+def wish(scenes, scene, fact: str, value: int) -> Wish:
+    """The wish for a value on a scene."""
+    wanted = replace(scene, **{fact: value})
+    words = {name: scenes.WORDS[name][getattr(wanted, name)][0] for name in TEXTS}
+    return Wish(fact, value, TEXTS[fact].format(**words))
+
+
 def wishes(scenes, scene) -> list[Wish]:
-    """All that the scene does not show yet. scenes: the pack's module of that name."""
-    found = []
-    for fact, text in TEXTS.items():
-        for value in range(len(scenes.WORDS[fact])):
-            if value != getattr(scene, fact):
-                wanted = replace(scene, **{fact: value})
-                words = {name: scenes.WORDS[name][getattr(wanted, name)][0] for name in TEXTS}
-                found.append(Wish(fact, value, text.format(**words)))
-    return found
+    """All that the scene does not show yet."""
+    return [wish(scenes, scene, fact, value) for fact, value in values(scenes) if value != getattr(scene, fact)]
 
 
 def edited(pack, scene, texts: list[str]):
@@ -84,8 +89,8 @@ def read(scenes, scene, pictures) -> list:
         return torch.nn.functional.avg_pool2d(pictures.movedim(-1, 1), COARSE).flatten(1)
 
     facts = [*TEXTS, "position", "facing"]
-    values = product(*(range(len(scenes.WORDS[fact])) for fact in facts))
-    drawn = [replace(scene, **dict(zip(facts, each))) for each in values]
+    combinations = product(*(range(len(scenes.WORDS[fact])) for fact in facts))
+    drawn = [replace(scene, **dict(zip(facts, each))) for each in combinations]
     drawings = torch.cat([coarse(scenes.render(drawn[i : i + 8])[0]) for i in range(0, len(drawn), 8)])
     return [drawn[int(number)] for number in torch.cdist(coarse(pictures), drawings).argmin(1)]
 
