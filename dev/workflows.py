@@ -437,8 +437,8 @@ def baret_lora_controlnet() -> Workflow:
         "baret_lora_controlnet",
         "BARET 11 LoRA and ControlNet on a photo",
         """\
-A LoRA on the model and a ControlNet on the text count in inversion and edit alike. Without one: *Bypass*.
-The picture's edges hold the shapes; for a new pose give the ControlNet a drawing of it.""",
+A LoRA and a ControlNet count in inversion and edit. Without one: *Bypass*. Edges hold the shapes; for a new pose, give \
+it a drawing.""",
         "LoRA 和 ControlNet 对反演和编辑都起作用。缺哪个就绕过哪个。",
     )
     source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
