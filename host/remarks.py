@@ -9,7 +9,6 @@ from contextvars import ContextVar
 
 from comfy_execution.utils import get_executing_context
 
-
 _warning: ContextVar[str] = ContextVar("warning", default="")
 
 

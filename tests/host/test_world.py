@@ -383,8 +383,8 @@ class TestWordsReach:
         return pack.module("world.scenes")
 
     def test_every_pose_colour_animal_and_place(self, pack, scenes):
-        """Each of the 17 is asked for on one of three scenes. All of them came, and 37 of the 39 that can be asked for on
-        these scenes (`python dev/reach.py`)."""
+        """Each of the 17 is asked for on one of three scenes. All of them came, and 37 of the 39 that can be asked for
+        on these scenes (`python dev/reach.py`)."""
         drawn = [scenes.sample(seed, 1)[0] for seed in reach.SEEDS]
         dealt = [[], [], []]
         for number, (fact, value) in enumerate(reach.values(scenes)):
