@@ -38,7 +38,7 @@ _TEXT_OPTIONS = frozenset({"pooled_output"})
 _LONGEST_HEADER = 1 << 20
 """Bytes. What this pack writes takes a few thousand; reading a header takes many times its size in memory."""
 
-_MOST_OPTIONS, _LONGEST_OPTION = 64, 200
+_MOST_OPTIONS, _MOST_PICTURES, _LONGEST_NAME = 64, 4096, 200
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------
@@ -61,6 +61,8 @@ def save_inversion(path: Path, trajectory: Trajectory, embeddings: Embeddings) -
         "positive_options": sorted({*embeddings.positive_options, *embeddings.missing_positive} - _TEXT_OPTIONS),
         "negative_options": sorted({*embeddings.negative_options, *embeddings.missing_negative} - _TEXT_OPTIONS),
     }
+    if embeddings.pictures is not None:
+        about["pictures"] = list(embeddings.pictures)
     tensors = {"sigmas": trajectory.schedule.sigmas}
     for name in TRAJECTORY:
         tensors[name] = getattr(trajectory, name)
@@ -134,7 +136,8 @@ def _load(path: Path) -> tuple[Trajectory, Embeddings]:
         GUIDANCE.require("guidance_scale", guidance_scale)
         timesteps = tuple(_list(about, "timesteps"))
         family = _family(about)
-        missing_positive, missing_negative = _options(about, "positive_options"), _options(about, "negative_options")
+        missing_positive, missing_negative = _names(about, "positive_options"), _names(about, "negative_options")
+        pictures = _names(about, "pictures", _MOST_PICTURES) if "pictures" in about else None
         sizes = {
             "N": len(timesteps),
             "M": len(timesteps) + 1,
@@ -150,7 +153,9 @@ def _load(path: Path) -> tuple[Trajectory, Embeddings]:
         guidance_scale=guidance_scale,
         family=family,
     )
-    embeddings = Embeddings(**tensors, missing_positive=missing_positive, missing_negative=missing_negative)
+    embeddings = Embeddings(
+        **tensors, missing_positive=missing_positive, missing_negative=missing_negative, pictures=pictures
+    )
     return trajectory, embeddings
 
 
@@ -196,14 +201,14 @@ def _family(about: Mapping[str, Any]) -> ModelFamily:
     return ModelFamily(**given)
 
 
-def _options(about: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Names of what the conditioning carried. Raises ValueError for what no conditioning has."""
+def _names(about: Mapping[str, Any], name: str, most: int = _MOST_OPTIONS) -> tuple[str, ...]:
+    """A list of names: what a conditioning carried, or the pictures. Raises ValueError for what is no such list."""
     names = _list(about, name)
     for each in names:
-        if not isinstance(each, str) or len(each) > _LONGEST_OPTION or not each.isprintable():
-            raise ValueError(f"{name} has {told(each)}; names of at most {_LONGEST_OPTION} plain characters fit.")
-    if len(names) > _MOST_OPTIONS:
-        raise ValueError(f"{name} has {len(names)} names; at most {_MOST_OPTIONS} fit.")
+        if not isinstance(each, str) or len(each) > _LONGEST_NAME or not each.isprintable():
+            raise ValueError(f"{name} has {told(each)}; names of at most {_LONGEST_NAME} plain characters fit.")
+    if len(names) > most:
+        raise ValueError(f"{name} has {len(names)} names; at most {most} fit.")
     return tuple(names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -109,11 +110,12 @@ class Embeddings:
     losses: ``[N,B]``, mean squared error to the next pivot.
     updates: ``[N,B]`` int64, updates spent.
     thresholds: ``[N]`` float32, the loss at which a step was done; None where it is not known.
+    pictures: the :func:`fingerprints` of the B images they were made for; None where that is not known.
     positive_options, negative_options: what the host's conditioning carried beside the text (ControlNet, hooks);
         opaque to the core.
     missing_positive, missing_negative: names of such options that a file could not hold.
 
-    Raises ValueError for shapes that do not fit each other, and for an eta outside 0..1.
+    Raises ValueError for shapes and numbers of images that do not fit each other, and for an eta outside 0..1.
     """
 
     tuned: Tensor
@@ -127,10 +129,13 @@ class Embeddings:
     missing_positive: tuple[str, ...] = ()
     missing_negative: tuple[str, ...] = ()
     thresholds: Tensor | None = None
+    pictures: tuple[str, ...] | None = None
 
     def __post_init__(self):
         require_shapes(EMBEDDINGS, _shapes(self, EMBEDDINGS), {})
         EMBEDDINGS["eta"].require_numbers("eta", self.eta)
+        if self.pictures is not None and len(self.pictures) != self.images:
+            raise ValueError(f"{len(self.pictures)} pictures came for embeddings of {self.images} image(s).")
 
     @property
     def steps(self) -> int:
@@ -155,6 +160,7 @@ class Embeddings:
             negative=self.negative[:, images] if each_step else self.negative[images],
             losses=self.losses[:, images],
             updates=self.updates[:, images],
+            pictures=None if self.pictures is None else tuple(self.pictures[image] for image in images),
         )
 
     def to(self, device: torch.device) -> Embeddings:
@@ -255,3 +261,16 @@ def require_match(trajectory: Trajectory, embeddings: Embeddings) -> None:
             f"the trajectory is of a model with {trajectory.family.context_dim}-wide text and the embeddings are "
             f"{embeddings.tuned.shape[-1]} wide; connect both from the same TTIS Inversion (or the same file)."
         )
+
+
+def fingerprints(pictures: Tensor) -> tuple[str, ...]:
+    """For each latent of ``pictures [B,C,h,w]`` a text that no other latent has: a digest of its numbers."""
+    arrays = pictures.detach().float().cpu().contiguous().numpy()
+    return tuple(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays)
+
+
+def of_other_pictures(trajectory: Trajectory, embeddings: Embeddings) -> list[int]:
+    """Numbers, from 1, of the images whose embeddings were made for another picture; none where that is not known."""
+    made_for = embeddings.pictures or ()
+    given = fingerprints(trajectory.pivots[-1])
+    return [number for number, (one, other) in enumerate(zip(given, made_for), 1) if one != other]

@@ -294,9 +294,12 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
     """
     inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
     width = inner + GAP * (len(workflow.stages) - 1) * 2 - GAP
-    note = _note(len(nodes) + 1, workflow.note, width - _folded_width(workflow))
+    if not workflow.folded_columns:
+        width += GAP + OPENED_WIDTH
+    text = f"{workflow.note}\n\n{workflow.chinese}"
+    note = _note(len(nodes) + 1, text, width - _folded_width(workflow))
     nodes[note["id"]] = note
-    width, head = _place_folded(workflow, nodes, width, note["size"][1])
+    head = _place_folded(workflow, nodes, width, note["size"][1])
     top = head + GAP // 2 + GROUP_TITLE + TITLE_BAR
     groups, x, lowest = [], 0, 0
     for stage in workflow.stages:
@@ -305,14 +308,17 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
             y = top
             for node in column.nodes:
                 written = nodes[node.id]
-                written["pos"], written["size"][0] = [x, y], column.width
+                written["pos"], written["size"][0] = [x, y], node.width or column.width
                 y += written["size"][1] + TITLE_BAR + GAP
             bottom = max(bottom, y - TITLE_BAR - GAP // 2)
             x += column.width + GAP
         groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom]))
         lowest = max(lowest, bottom)
         x += 2 * GAP
-    height = lowest - GAP // 2 + TITLE_BAR  # of the nodes alone: a frame counts for nothing there
+    height = lowest - GAP // 2  # of the nodes alone: a frame counts for nothing there
+    for node in workflow.folded:  # but its height, were it opened, does
+        height = max(height, nodes[node.id]["pos"][1] + nodes[node.id]["size"][1])
+    height += TITLE_BAR
     if width > MOST_WIDTH or height > MOST_HEIGHT:
         raise ValueError(
             f"{workflow.name} is {width} x {height}; up to {MOST_WIDTH} x {MOST_HEIGHT} can be read as it opens."
@@ -328,25 +334,25 @@ def _folded_width(workflow: Workflow) -> int:
     return (columns - 1) * FOLDED_WIDTH + OPENED_WIDTH + GAP if columns else 0
 
 
-def _place_folded(workflow: Workflow, nodes: dict[int, dict], width: int, note: int) -> tuple[int, int]:
-    """Lay the folded nodes at the top; returns the width of all and the lowest place of what lies over the stages.
+def _place_folded(workflow: Workflow, nodes: dict[int, dict], width: int, note: int) -> int:
+    """Lay the folded nodes beside the note or, in a column of their own, beside the stages, where their wires run behind
+    the nodes; returns the lowest place of what lies over the stages.
 
-    At the top, because an opened node must not reach below all others: the frontend fits its height into the window.
-    For the same reason a column of their own begins with the tallest.
+    High up, because a folded node counts with its whole height where the frontend fits a workflow into the window. For
+    the same reason a column of their own begins with the tallest.
     """
     columns, pitch = workflow.folded_columns, TITLE_BAR + GAP // 2
     folded = workflow.folded
-    if not columns:
+    if columns:
+        rows, left, first = -(-len(folded) // columns), width - _folded_width(workflow) + GAP, 0
+    else:
+        rows, left, first = len(folded), width - OPENED_WIDTH, note + GAP // 2 + TITLE_BAR
         folded = sorted(folded, key=lambda node: nodes[node.id]["size"][1], reverse=True)
-    left = width - _folded_width(workflow) + GAP
-    rows = -(-len(workflow.folded) // max(1, columns))
     for number, node in enumerate(folded):
         column, row = divmod(number, rows)
-        nodes[node.id]["pos"] = [left + column * FOLDED_WIDTH, row * pitch]
+        nodes[node.id]["pos"] = [left + column * FOLDED_WIDTH, first + row * pitch]
         nodes[node.id]["size"][0] = OPENED_WIDTH
-    if columns:
-        return width, max(note, (rows - 1) * pitch)
-    return left + OPENED_WIDTH, note
+    return max(note, (rows - 1) * pitch) if columns else note
 
 
 def _group(id: int, title: str, box: list[int]) -> dict:
@@ -363,14 +369,14 @@ def _group(id: int, title: str, box: list[int]) -> dict:
 
 
 def _note(id: int, text: str, width: int) -> dict:
-    """The note. Each paragraph is a heading: the font of all else is too small as a template opens."""
+    """The note, one heading with a line for each paragraph: the font of all else is too small as a template opens."""
     paragraphs = [paragraph.replace("\n", " ") for paragraph in text.strip().split("\n\n")]
-    rows = sum(1 + len(paragraph) * 10 // width for paragraph in paragraphs)  # a letter is about 10 wide
+    rows = sum(1 + _letters(paragraph) * 10 // width for paragraph in paragraphs)  # a letter is about 10 wide
     return {
         "id": id,
         "type": "MarkdownNote",
         "pos": [0, 0],
-        "size": [width, max(88, 20 + 25 * rows + 32 * (len(paragraphs) - 1))],
+        "size": [width, max(88, 30 + 25 * rows)],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -378,10 +384,15 @@ def _note(id: int, text: str, width: int) -> dict:
         "outputs": [],
         "title": "What to do",
         "properties": {},
-        "widgets_values": ["\n\n".join(f"# {paragraph}" for paragraph in paragraphs)],
+        "widgets_values": ["\\\n".join(paragraphs) + "\n==="],
         "color": "#432",
         "bgcolor": "#000",
     }
+
+
+def _letters(text: str) -> int:
+    """How many letters wide a text is: Chinese characters count twice."""
+    return sum(1 + (letter >= "\u2e80") for letter in text)
 
 
 def _uuid(name: str) -> str:

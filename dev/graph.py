@@ -12,7 +12,7 @@ class Node:
     """A node by its class.
 
     inputs: Links, Faces or values. download: the file it loads, for whom has it not. folded: only its title shows.
-    room: height for the picture that it shows, if not the usual one.
+    room: height for the picture that it shows, if not the usual one. width: if not its column's.
     """
 
     id: int
@@ -22,6 +22,7 @@ class Node:
     download: dict | None = None
     folded: bool = False
     room: int | None = None
+    width: int | None = None
 
     def __getitem__(self, output: str) -> Link:
         return Link(self, output)
@@ -77,13 +78,16 @@ class App:
 class Workflow:
     """name: of its files for programs. title: under which people find it. note: what to do, over all else.
 
+    chinese: the note's last paragraph, as ComfyUI translates no workflow.
+
     folded: nodes of which only the titles show, wherever they belong. They lie beside the note, in folded_columns, or
-        at the right of all else in one column where that is 0.
+        at the right of the stages in one column where that is 0.
     """
 
     name: str
     title: str
     note: str
+    chinese: str = ""
     stages: list[Stage] = field(default_factory=list)
     folded: list[Node] = field(default_factory=list)
     folded_columns: int = 3
@@ -104,10 +108,11 @@ class Workflow:
         download: dict | None = None,
         folded: bool = False,
         room: int | None = None,
+        width: int | None = None,
         **inputs,
     ) -> Node:
         """A node in the newest column, or a folded one. An input left out takes the server's default."""
-        node = Node(len(self.nodes()) + 1, type, title, inputs, download, folded, room)
+        node = Node(len(self.nodes()) + 1, type, title, inputs, download, folded, room, width)
         (self.folded if folded else self.stages[-1].columns[-1].nodes).append(node)
         return node
 

@@ -123,7 +123,7 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=model["CLIP"], text="")
     if not lora:
         w.column(250)
-    image = w.add("LoadImage", "Your picture", image=PICTURE, room=180 if lora else 370)
+    image = w.add("LoadImage", "Your picture", image=PICTURE, room=200 if lora else 350)
     fitted = w.add("BaretFitPicture", folded=True, image=image["IMAGE"])
     latent = w.add("VAEEncode", folded=True, pixels=fitted["image"], vae=loader["VAE"])
     return Source(
@@ -201,7 +201,7 @@ def _auto_edit(
     auto = _edit(w, "BaretAutoEdit", source.model, ttis, **({"mask": mask} if mask else {}))
     w.stage(stages[1], width)
     edited = _decoded(w, source.vae, auto["edit"])
-    both = _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=width * 5 // 9)
+    both = _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=width // 2)
     saved = _saved(w, source, edited, name, folded=True)
     return App([(source.target, "text", WHAT_TO_WRITE)], [both, saved])
 
@@ -214,6 +214,7 @@ def baret_edit() -> Workflow:
 1 WRITE what is in the picture and what is new: *a dog lying*, *a yellow dog*. 2 PRESS RUN. 3 LOOK.
 
 {WORLD_WORDS}""",
+        "1 用英文写：图里有什么、什么是新的（只认识上面的词）。2 按“运行”。3 看结果。",
     )
     w.folded_columns = 0
     source = _world(w, SHORT_TEXT)
@@ -230,6 +231,7 @@ def baret_edit_photo() -> Workflow:
 1 CHOOSE a checkpoint (SD1.x, SD2.x) and a photo, WRITE what is in it and what is new. 2 PRESS RUN. 3 LOOK.
 
 To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint where it may change.""",
+        "1 选择模型和照片，用英文写图里有什么、什么是新的。2 运行。3 看结果。",
     )
     source = _photo(w, "a dog jumping")
     picture = source.image.node.inputs["image"].node
@@ -241,16 +243,16 @@ To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint
 
 def _with_dials(w: Workflow, source: Source, name: str, rigid: bool) -> None:
     """The paper's stages with their dials. rigid: without the one that lets shapes change."""
-    w.stage("2 Invert", 240)
+    w.stage("2 Invert" if rigid else "2 Invert, blend", 240)
     ttis = _invert(w, source)
     redrawn = _decoded(w, source.vae, ttis["reconstruction"])
-    w.stage("3 Dials", 240)
     embeddings = None if rigid else _transition(w, source, ttis)
+    w.stage("3 Edit", 240)
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, embeddings)
     w.stage("4 Look", 430)
     edited = _decoded(w, source.vae, bam["edit"])
     _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=220)
-    w.add("PreviewImage", "Reconstruction", images=redrawn, room=120)
+    w.add("PreviewImage", "Reconstruction", images=redrawn, room=120, width=290)  # narrow: the minimap lies beside it
     _saved(w, source, edited, name, folded=True)
 
 
@@ -260,6 +262,7 @@ def baret_paper() -> Workflow:
         "BARET 03 The paper - three nodes with dials",
         """\
 WRITE the whole scene as it should become. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
+        "用英文写出整个画面。没有新姿势：降低 eta_start。丢失太多：自动遮罩 0.01。",
     )
     _with_dials(w, _world(w, SCENE_TEXT), "paper", rigid=False)
     return w
@@ -270,8 +273,9 @@ def baret_rigid_edit() -> Workflow:
         "baret_rigid_edit",
         "BARET 04 Colour, style, kind - shapes stay",
         """\
-For another colour, style, background or kind of thing in the same shape: *embeddings* go straight into BAM Edit.
-Too little changes: lower *tau_ca* to 0.4, then *tau_sa* to 0.2. A pose should change too: *BARET 03*.""",
+Shapes stay: another colour, style, background or kind of thing. Too little changes: lower *tau_ca* to 0.4, then \
+*tau_sa* to 0.2.""",
+        "形状不变。改变太少：tau_ca 降到 0.4，再把 tau_sa 降到 0.2。",
     )
     _with_dials(w, _world(w, RIGID_TEXT), "rigid", rigid=True)
     return w
@@ -282,8 +286,8 @@ def baret_masked_edit() -> Workflow:
         "baret_masked_edit",
         "BARET 05 With a mask",
         """\
-White may change, all else is kept as it was at every step. Here: the animal, grown so that the new pose has room.
-A photo: right-click it, *Open in Mask Editor*, paint, and connect the mask of *Load Image*.""",
+Only white may change: here the animal, grown for the new pose. A photo: right-click it, *Open in Mask Editor*, paint.""",
+        "只有白色处可以改变。照片：右键，用遮罩编辑器打开，涂抹，接上遮罩。",
     )
     source = _world(w, SHORT_TEXT)
     w.stage("2 Mask", 240)
@@ -300,6 +304,7 @@ def baret_sweep() -> Workflow:
         """\
 Rows are *etas*, columns *tau_sa*. Write the best cell's number into *Pick Edit* and run again. Too much is lost: \
 add higher taus. Too little changes: lower etas.""",
+        "行是 eta，列是 tau_sa。把最好一格的编号写入“选取编辑”，再运行。丢失太多：加高 tau；改变太少：降低 eta。",
     )
     source = _world(w, SCENE_TEXT)
     w.folded_columns = 0
@@ -327,9 +332,9 @@ def baret_invert_once() -> Workflow:
         """\
 The inversion is the slow part. It is saved: *Load Inversion* reads it back on another day. Change the second text \
 and run again: the inversion is not repeated.""",
+        "改第二条文本再运行：不会重新反演。",
     )
     source = _world(w, SHORT_TEXT)
-    w.folded_columns = 0
     w.stage("2 Edit twice", 270)
     ttis = _invert(w, source, folded=True)
     first = _edit(w, "BaretAutoEdit", source.model, ttis)
@@ -342,11 +347,11 @@ and run again: the inversion is not repeated.""",
         positive=words["CONDITIONING"],
     )
     second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="Other Auto Edit", folded=True)
-    w.stage("3 Look", 450)
+    w.stage("3 Look", 470)
     w.add("BaretSaveInversion", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
     one, two = (_decoded(w, source.vae, auto["edit"]) for auto in (first, second))
     pictures = {"before": source.image, "first text": one, "second text": two}
-    _side_by_side(w, "Before and both edits", pictures, 3, room=200)
+    _side_by_side(w, "Before and both edits", pictures, 3, room=170)
     _saved(w, source, one, "first", "First edit", folded=True)
     _saved(w, source, two, "second", "Second edit", folded=True)
     return w
@@ -357,8 +362,9 @@ def baret_maps() -> Workflow:
         "baret_maps",
         "BARET 08 Maps - where each word looks",
         """\
-Heat over the picture for each word. The word of a new pose should be hot where the pose comes, in the transition.
-It is hot at the old place alone: lower *eta_start*. A word that should stay moves: raise *eta_start* or *tau_sa*.""",
+Heat over the picture for each word. The word of a new pose should be hot where the pose comes. It is hot at the old \
+place alone: lower *eta_start*. What should stay moves: raise it.""",
+        "新姿势的词应当热在新位置；若只热在旧位置，降低 eta_start。",
     )
     source = _world(w, SCENE_TEXT, shared_text=True)
     w.stage("2 Words, blend", 250)
@@ -390,8 +396,9 @@ def baret_stock_sampler() -> Workflow:
         "baret_stock_sampler",
         "BARET 10 In a stock sampler",
         """\
-*Embeddings to Sampler* turns an inversion into what stock nodes take. Keep *euler*, no noise, the inversion's cfg.
-*process* reconstruction gives the picture again, transition the blend, target the plain text from its noise.""",
+*Embeddings to Sampler* hands an inversion to stock nodes. Keep *euler*, no noise, the inversion's cfg. *process* \
+reconstruction gives the picture again, transition the blend, target the plain text.""",
+        "保持 euler、无噪波和反演时的 cfg。reconstruction 重建原图。",
     )
     source = _world(w, SCENE_TEXT)
     w.stage("2 Invert, blend", 270)
@@ -430,8 +437,9 @@ def baret_lora_controlnet() -> Workflow:
         "baret_lora_controlnet",
         "BARET 11 LoRA and ControlNet on a photo",
         """\
-A LoRA on the model and a ControlNet on the text count in the inversion and in the edit alike. Without one: *Bypass*.
-The picture's own edges hold the shapes; a drawing of the new pose as the image of the ControlNet asks for that.""",
+A LoRA and a ControlNet count in inversion and edit. Without one: *Bypass*. Edges hold the shapes; for a new pose, give \
+it a drawing.""",
+        "LoRA 和 ControlNet 对反演和编辑都起作用。缺哪个就绕过哪个。",
     )
     source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
     w.stage("2 ControlNet", 230)
@@ -450,7 +458,7 @@ The picture's own edges hold the shapes; a drawing of the new pose as the image 
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, folded=True)
     w.stage("3 Look", 370)
     edited = _decoded(w, source.vae, bam["edit"])
-    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=210)
+    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=190)
     _saved(w, source, edited, "lora_controlnet", folded=True)
     return w
 
@@ -462,6 +470,7 @@ def baret_compare() -> Workflow:
         "BARET 09 Compare - six methods",
         """\
 One picture, one text, six methods. Another text or *seed*: run again.""",
+        "一张图、一条文本，六种方法。",
     )
     source = _world(w, SCENE_TEXT, shared_text=True)
     scene, steps = source.image.node, WORLD_INVERSION["steps"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..baret_ops.predict import NotFinite, OnStep
-from ..baret_ops.values import Embeddings, Trajectory, require_match
-from ..baret_ops.wording import told
+from ..baret_ops.values import Embeddings, Trajectory, of_other_pictures, require_match
+from ..baret_ops.wording import listed, told
 from ..host import conditioning, memory, models, run, wires
+from ..host.remarks import warned
 
 CATEGORY = "BARET"
 SEARCH_ALIASES = [
@@ -64,7 +65,9 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         with errors_of(cls):
             for name, value in given.items():
                 _require_usable(name, value)
-            return execute(cls, *args, **given)
+            mixed = _mixed(given)
+            with warned(f"{cls.define_schema().display_name}: {mixed}") if mixed else nullcontext():
+                return execute(cls, *args, **given)
 
     return run
 
@@ -79,6 +82,20 @@ def _require_usable(name: str, value: object) -> None:
     kind = _WIRES.get(name)
     if kind is not None and not isinstance(value, kind):
         raise ValueError(f"{name} is {told(value)}; connect an inversion node or Load Inversion.")
+
+
+def _mixed(given: dict) -> str:
+    """The sentence for a trajectory and embeddings of different pictures; nothing where they are of one."""
+    if not {"trajectory", "embeddings"} <= given.keys():
+        return ""
+    others = of_other_pictures(given["trajectory"], given["embeddings"])
+    if not others:
+        return ""
+    which = f" (image {listed(str(number) for number in others)})" if given["trajectory"].images > 1 else ""
+    return (
+        f"the trajectory is of another picture than the embeddings{which}, and what comes out is of the trajectory's; "
+        "connect both from the same inversion (or the same file), unless the mixture is meant."
+    )
 
 
 def most_tokens(max_resolution: int) -> int | None:

@@ -13,7 +13,7 @@ from ..edits.sampling import sample_from_pivots
 from ..predict import OnStep, Predict
 from ..schedule import Schedule
 from ..transition import eta_schedule
-from ..values import Embeddings, ModelFamily, Trajectory
+from ..values import Embeddings, ModelFamily, Trajectory, fingerprints
 from .ddim import ddim_inversion
 from .step_rules import StepRule
 from .tuning import DEFAULT_STOP, StopRule, Tuning, null_text, ttis
@@ -58,6 +58,7 @@ class Problem:
             updates=torch.zeros(steps, images, dtype=torch.int64),
             positive_options=self.text_options,
             negative_options=self.negative_options,
+            pictures=fingerprints(self.images),
         )
 
     def tuned(self, tuning: Tuning, stop: StopRule, tuned: Tensor, negative: Tensor) -> Embeddings:
@@ -72,6 +73,7 @@ class Problem:
             positive_options=self.text_options,
             negative_options=self.negative_options,
             thresholds=stop.levels(self.schedule.steps),
+            pictures=fingerprints(self.images),
         )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from baret_ops.schedule import make_schedule
 from baret_ops.storage import load_inversion, save_inversion
-from baret_ops.values import Embeddings, ModelFamily, Trajectory
+from baret_ops.values import Embeddings, ModelFamily, Trajectory, fingerprints
 
 STEPS, IMAGES = 4, 2
 
@@ -89,6 +89,14 @@ def test_thresholds_come_back_and_files_without_them_still_load(inversion, saved
     levels = torch.linspace(1e-5, 1e-3, STEPS)
     save_inversion(tmp_path / "new.safetensors", inversion[0], replace(inversion[1], thresholds=levels))
     assert torch.equal(load_inversion(tmp_path / "new.safetensors")[1].thresholds, levels)
+
+
+def test_fingerprints_come_back_and_files_without_them_still_load(inversion, saved, tmp_path):
+    assert load_inversion(saved)[1].pictures is None
+    marks = fingerprints(inversion[0].pivots[-1])
+    save_inversion(tmp_path / "new.safetensors", inversion[0], replace(inversion[1], pictures=marks))
+    trajectory, embeddings = load_inversion(tmp_path / "new.safetensors")
+    assert embeddings.pictures == marks == fingerprints(trajectory.pivots[-1])
 
 
 def test_a_negative_of_each_step_comes_back(inversion, tmp_path):
@@ -304,6 +312,9 @@ def nested(depth):
         (put("timesteps", [1, 2, 3, 4]), "two or more that fall"),
         (put("timesteps", list(range(9000, 0, -1))), "came; .* fits"),
         (put("positive_options", None), "positive_options is None; a list fits"),
+        (put("pictures", None), "pictures is None; a list fits"),
+        (put("pictures", [7, 8]), "pictures has 7; names"),
+        (put("pictures", ["alone"]), r"1 pictures came for embeddings of 2 image\(s\)"),
         (put("positive_options", [nested(900)]), "positive_options has a list"),
         (put("negative_options", ["x" * 10_000]), "negative_options has 'x"),
         (put("negative_options", ["control\nFatal error"]), "plain characters"),

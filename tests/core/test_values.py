@@ -1,9 +1,11 @@
-"""What travels on wires: texts of other lengths."""
+"""What travels on wires: texts of other lengths, and the pictures that they were made for."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from baret_ops.values import Embeddings, unrepeated
+from baret_ops.values import Embeddings, fingerprints, unrepeated
 
 STEPS, B, WIDTH = 4, 2, 3
 
@@ -42,3 +44,19 @@ def test_a_text_that_only_begins_alike_is_not_cut():
 def test_a_beginning_that_does_not_go_in_evenly_is_no_repetition():
     cut = text(4).repeat(1, 2, 1)[:, :6]  # begins again, and ends half-way
     assert torch.equal(unrepeated(cut), cut)
+
+
+def test_every_picture_has_a_fingerprint_of_its_own():
+    pictures = torch.randn(3, 4, 2, 2)
+    marks = fingerprints(pictures)
+    assert len(set(marks)) == 3 and fingerprints(pictures.clone()) == marks
+    pictures[1, 0, 0, 0] += 1e-6
+    assert [a == b for a, b in zip(fingerprints(pictures), marks)] == [True, False, True]
+
+
+def test_a_choice_of_images_keeps_their_fingerprints():
+    marked = replace(embeddings(4), pictures=("first", "second"))
+    assert marked.rows([1, 0]).pictures == ("second", "first")
+    assert embeddings(4).rows([1]).pictures is None
+    with pytest.raises(ValueError, match=r"1 pictures came for embeddings of 2 image\(s\)"):
+        replace(embeddings(4), pictures=("first",))

@@ -370,3 +370,47 @@ class TestFiles:
             edit(trajectory, embeddings)
         (again,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=text(1))
         edit(trajectory, again)
+
+
+class TestAnotherPicture:
+    """Embeddings of one picture on the trajectory of another: it runs, and a warning says so."""
+
+    SENTENCE = "the trajectory is of another picture than the embeddings"
+
+    @pytest.fixture
+    def both(self, invert, picture):
+        return [invert(latent=picture(seed)) for seed in (0, 1)]
+
+    def test_an_edit_says_so(self, both, edit, caplog):
+        (trajectory, *_), (_, embeddings, _) = both
+        assert torch.isfinite(edit(trajectory, embeddings)).all()
+        assert f"BAM Edit: {self.SENTENCE}" in caplog.text
+
+    @pytest.mark.parametrize("kind", ["BaretSaveInversion", "BaretInversionReport", "BaretToSampler"])
+    def test_so_do_the_other_nodes_that_take_both(self, both, execute, kind, caplog):
+        (trajectory, *_), (_, embeddings, _) = both
+        execute(kind, trajectory=trajectory, embeddings=embeddings)
+        assert self.SENTENCE in caplog.text
+
+    def test_a_batch_says_which_image(self, invert, edit, picture, caplog):
+        batch = picture(0, images=3)
+        other = {"samples": batch["samples"].clone()}
+        other["samples"][1] += 1.0
+        trajectory, _, _ = invert(latent=batch)
+        _, embeddings, _ = invert(latent=other)
+        edit(trajectory, embeddings)
+        assert f"{self.SENTENCE} (image 2)" in caplog.text
+
+    def test_of_one_picture_nothing_is_said(self, both, invert, edit, save, execute, text, caplog):
+        trajectory, embeddings, _ = both[0]
+        (moved,) = execute("BaretTransitionEmbedding", embeddings=embeddings, positive=text(3))
+        saved = save("one", trajectory, moved)
+        loaded = execute("BaretLoadInversion", file=f"{saved.name} [output]")
+        for pair in ((trajectory, moved), loaded, (loaded[0], moved)):
+            edit(*pair)
+        assert self.SENTENCE not in caplog.text
+
+    def test_where_it_is_not_known_nothing_is_said(self, both, edit, caplog):
+        (trajectory, *_), (_, embeddings, _) = both
+        edit(trajectory, replace(embeddings, pictures=None))
+        assert self.SENTENCE not in caplog.text
