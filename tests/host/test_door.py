@@ -218,14 +218,16 @@ def with_control(text):
     return call
 
 
-def lora(model):
+def lora(model, beside=False):
+    """A model with a LoRA in its weights, or beside its layers, as the host's bypass mode has it."""
     import comfy.sd
 
     generator = torch.Generator().manual_seed(3)
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k"
     up, down = torch.randn(128, 2, generator=generator), torch.randn(2, WIDTH, generator=generator) / WIDTH
     weights = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
-    return comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)[0]
+    load = comfy.sd.load_bypass_lora_for_models if beside else comfy.sd.load_lora_for_models
+    return load(model, None, weights, 1.0, 0.0)[0]
 
 
 class TestStreamedModels:
@@ -287,6 +289,13 @@ class TestStreamedModels:
         model.cached_patcher_init = None
         with pytest.raises(ValueError, match="TTIS Inversion: the model's loader cannot load it whole .* Load Check"):
             invert(model)
+
+    def test_a_lora_beside_the_layers_would_not_reach_the_copy(self, streaming, load, invert):
+        """It holds the layers of the model that it was loaded on."""
+        with pytest.raises(
+            ValueError, match="TTIS Inversion: the model carries a LoRA in bypass mode, which would not"
+        ):
+            invert(lora(load(), beside=True))
 
     @pytest.mark.parametrize("before", ["nothing", "a KSampler", "a tuning"])
     def test_a_controlnet(self, streaming, load, invert, plain, with_control, monkeypatch, before):
