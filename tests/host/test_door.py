@@ -93,6 +93,8 @@ def streaming(pack, monkeypatch):
     def cast_bias_weight(module, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False, **kwargs):
         if getattr(module, "streamed", None) is not module.weight:
             return whole(module, input, dtype, device, bias_dtype, offloadable, **kwargs)
+        if not hasattr(comfy.ops, "cast_modules_with_vbar"):
+            pytest.skip("this ComfyUI streams weights in another way")
         dtype, device = dtype or input.dtype, device or input.device
         comfy.ops.cast_modules_with_vbar([module], dtype, device, bias_dtype or dtype, False)
         weight, bias = comfy.ops.resolve_cast_module_with_vbar(
@@ -722,6 +724,8 @@ class TestErrors:
         """Whatever the host takes for it, and what torch says on a CPU."""
         import comfy.model_management
 
+        if raised is accelerator_error and not hasattr(comfy.model_management, "is_oom"):
+            pytest.skip("this ComfyUI takes no other error of torch's for it")
         model = make_model()
         inputs = {"positive": text(1), "negative": text(2), "latent": picture(), "steps": 2}
         trajectory, embeddings, _ = execute("BaretTTISInversion", model=model, **inputs)
@@ -743,7 +747,7 @@ class TestErrors:
                 )
                 with pytest.raises(Exception, match=sentence) as caught:
                     given()
-                assert comfy.model_management.is_oom(caught.value), "the host unloads models then"
+                assert isinstance(caught.value, comfy.model_management.OOM_EXCEPTION), "the host unloads models then"
 
     def test_running_out_elsewhere_names_the_node(self, pack):
         errors_of, node = pack.modules["nodes.common"].errors_of, pack.nodes["BaretSaveInversion"]
