@@ -19,20 +19,25 @@ class Tokens:
 
     def find(self, phrase: Tokens) -> tuple[int, ...]:
         """Positions of every place where the words of ``phrase`` stand one after another; empty when there is none."""
-        own, wanted = self._word_ids(), phrase._word_ids()
+        # A letter for each different word: strings are searched in linear time.
+        letters: dict[tuple[Hashable, ...], str] = {}
+        own, wanted = self._spelt(letters), phrase._spelt(letters)
         if not wanted:
             return ()
         found: list[int] = []
         taken = 0  # words that are in it already, where places overlap
-        for first in range(len(own) - len(wanted) + 1):
+        first = own.find(wanted)
+        while first >= 0:
             end = first + len(wanted)
-            if own[first:end] == wanted:
-                found += [place for _, places in self.words[max(first, taken) : end] for place in places]
-                taken = end
+            found += [place for _, places in self.words[max(first, taken) : end] for place in places]
+            taken = end
+            first = own.find(wanted, first + 1)
         return tuple(found)
 
-    def _word_ids(self) -> list[tuple[Hashable, ...]]:
-        return [tuple(self.ids[position] for position in positions) for _, positions in self.words]
+    def _spelt(self, letters: dict[tuple[Hashable, ...], str]) -> str:
+        """The words as a string of one letter each; words that ``letters`` does not have yet are added."""
+        words = [tuple(self.ids[position] for position in positions) for _, positions in self.words]
+        return "".join(letters.setdefault(word, chr(len(letters))) for word in words)
 
 
 def align(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int | None]:

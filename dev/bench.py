@@ -278,10 +278,9 @@ class Bench:
             work()
             return cuda.max_memory_allocated() - before, cuda.max_memory_allocated()
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _resident("VmRSS")
+        before = in_process.begin_peak()
         work()
-        return _resident("VmHWM") - before, _resident("VmHWM")
+        return in_process.peak() - before, in_process.peak()
 
     # --- tables: overhead, memory, growth ---------------------------------------------------------------------------
 
@@ -472,13 +471,6 @@ def _overhead_row(problem: Problem, run: str, steps: int, samples: list[Sample])
         "run, s": round(middle.seconds, 3),
         "overhead": round(statistics.median(sample.overhead for sample in samples), 3),
     }
-
-
-def _resident(key: str) -> int:
-    """Bytes of this process's memory, as Linux counts them: VmRSS now, VmHWM at the most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{key}:"))
-    return 1024 * int(line.split()[1])
 
 
 def markdown(tables: dict) -> str:

@@ -221,6 +221,27 @@ def _fill(module, generator) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * inputs**-0.5)
 
 
+def begin_peak() -> int | None:
+    """Bytes of this process's resident memory now, from which :func:`peak` counts anew; None where only Linux tells."""
+    clear = Path("/proc/self/clear_refs")
+    if not clear.exists():
+        return None
+    clear.write_text("5")
+    return _resident("VmRSS")
+
+
+def peak() -> int:
+    """Most bytes of resident memory since :func:`begin_peak`."""
+    return _resident("VmHWM")
+
+
+def _resident(key: str) -> int:
+    """Bytes of this process's memory, as Linux counts them: VmRSS now, VmHWM at the most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{key}:"))
+    return 1024 * int(line.split()[1])
+
+
 def processor() -> str:
     """The name of this machine's processor, and its number of cores."""
     listing = Path("/proc/cpuinfo")

@@ -33,19 +33,16 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
     """
     if len(conditioning) == 0:
         raise ValueError(f"{role} is an empty conditioning; connect a CLIP Text Encode.")
+    for _, options in conditioning:
+        _require_whole(options, role)
+        _require_constant(options, role)
     if len(conditioning) not in (1, images):
-        if any(_limit(options) == _RANGE for _, options in conditioning):
-            raise ValueError(
-                f"{role} changes its prompt over the steps, and one text is tuned for all of them; write a prompt "
-                "without a schedule."
-            )
         raise ValueError(
             f"{role} carries {len(conditioning)} prompts for {images} image(s); one prompt, or one per image, fits: "
             "remove Conditioning (Combine) or give the latent batch as many images."
         )
     texts = []
-    for text, options in conditioning:
-        _require_whole(options, role)
+    for text, _ in conditioning:
         if not torch.is_tensor(text) or text.ndim != 3:
             raise ValueError(f"{role} carries no text embedding; connect a CLIP Text Encode.")
         if text.shape[-1] != width:
@@ -89,11 +86,38 @@ def _limit(options: Options) -> str | None:
 def _require_whole(options: Options, role: str) -> None:
     """Raise ValueError for a prompt that is limited to a part of the picture or of the steps."""
     found = _limit(options)
+    if found == _RANGE:
+        raise ValueError(
+            f"{role} is limited to a timestep range, and one text serves all steps; write a prompt without a schedule "
+            "and without Set Timestep Range."
+        )
     if found is not None:
         raise ValueError(
             f"{role} is limited to {found}; a prompt for the whole picture and all steps fits: connect the "
             "CLIP Text Encode directly."
         )
+
+
+def _require_constant(options: Options, role: str) -> None:
+    """Raise ValueError for hooks and ControlNets whose strength goes by keyframes.
+
+    Keyframes only move forward, and a walk up to noise passes the steps the other way: they would be used up by it.
+    """
+    hooks = getattr(options.get("hooks"), "hooks", ())
+    strengths = [{keyframe.strength for keyframe in hook.hook_keyframe.keyframes} for hook in hooks]
+    keyframes = [_timestep_keyframes(control) for control in controlnets(options)]
+    carrier = "a LoRA hook" if any(len(each) > 1 for each in strengths) else None
+    carrier = "a ControlNet" if any(len(each) > 1 for each in keyframes) else carrier
+    if carrier is not None:
+        raise ValueError(
+            f"{role} carries {carrier} with keyframes, which only move forward, and an inversion passes the steps both "
+            "ways; give it one strength for all steps."
+        )
+
+
+def _timestep_keyframes(control) -> list:
+    """The keyframes of a ControlNet of Advanced-ControlNet, where one for all steps is always there."""
+    return getattr(getattr(control, "timestep_keyframes", None), "keyframes", [])
 
 
 def carries_rows(options: Options) -> bool:

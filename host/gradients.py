@@ -16,6 +16,7 @@ import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -41,6 +42,11 @@ def loadable_whole(model) -> Iterator[Any]:
     if not _is_dynamic(model):
         yield model
         return
+    if "bypass_lora" in model.injections:
+        raise ValueError(
+            "the model carries a LoRA in bypass mode, which would not reach the copy that is tuned on; load it with "
+            "Load LoRA, or start ComfyUI with --disable-dynamic-vram."
+        )
     try:
         with torch.inference_mode(False):
             whole = _whole_copy(model)
@@ -182,6 +188,22 @@ def _leave_inference(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_inference():
                 part._buffers[name] = buffer.clone()
+        for adapter in _adapters(part):
+            adapter.weights = type(adapter.weights)(map(_normal, adapter.weights))
+
+
+def _normal(weight):
+    """A normal copy of an inference tensor; anything else as it is."""
+    return weight.clone() if torch.is_tensor(weight) and weight.is_inference() else weight
+
+
+def _adapters(part: nn.Module) -> Iterator[Any]:
+    """The LoRAs that run beside a layer, in the host's bypass mode: they hold their weights in no module."""
+    forward = vars(part).get("forward")
+    while isinstance(hook := getattr(forward, "__self__", None), BypassForwardHook):
+        if isinstance(getattr(hook.adapter, "weights", None), (list, tuple)):
+            yield hook.adapter
+        forward = hook.original_forward
 
 
 @contextlib.contextmanager

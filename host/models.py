@@ -7,6 +7,7 @@ from typing import cast
 import comfy.model_sampling
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..baret_ops.schedule import Schedule, make_schedule
@@ -33,6 +34,8 @@ def family_of(model) -> ModelFamily:
     sampling = model.get_model_object("model_sampling")
     if not isinstance(unet, UNetModel):
         raise ValueError(f"the model is a {kind}, which is no UNet; {_FITS}.")
+    if model.get_wrappers(WrappersMP.DIFFUSION_MODEL, "easycache"):
+        raise ValueError("the model leaves steps out (EasyCache), and each is needed here; remove EasyCache.")
     if unet.num_classes is not None:
         raise ValueError(f"the model is a {kind}, which needs a pooled or image embedding beside the text; {_FITS}.")
     latent_format = model.get_model_object("latent_format")

@@ -6,6 +6,7 @@ text transformer with an embedding per known word, and its `VAE` around the code
 
 import json
 import logging
+import numbers
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,9 +166,18 @@ class WordTokenizer:
         """The host's way to make a tokenizer: here the "path" is the list of words itself."""
         return cls(words)
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True, truncation=False, max_length=WINDOW, **_):
+        """As CLIP's tokenizers are called: `text` is one or a list of them, and so is `input_ids`.
+
+        What else they take (padding, kinds of tensors) is for other uses, and is not looked at.
+        """
+        if isinstance(text, (list, tuple)):
+            each = [self(one, add_special_tokens, truncation, max_length)["input_ids"] for one in text]
+            return {"input_ids": each}
         known = [self.ids[word] for word in re.findall("[a-z]+", text.lower()) if word in self.ids]
-        return {"input_ids": [self.START, *known, self.END]}
+        room = max_length - 2 * add_special_tokens if truncation else len(known)
+        ids = known[:room]
+        return {"input_ids": [self.START, *ids, self.END] if add_special_tokens else ids}
 
     def get_vocab(self):
         return self.ids
@@ -245,6 +255,24 @@ class _WordClip(comfy.sd1_clip.SDClipModel):
             return_projected_pooled=False,
             model_options=model_options or {},
         )
+        self._tokens = tokens
+
+    def process_tokens(self, tokens, device):
+        """As the host does. Other nodes write ids of CLIP's own 49,408 in: those are no word here, and end the text.
+
+        Raises ValueError for windows of another length, for which there are no positions.
+        """
+        for window in tokens:
+            if len(window) != WINDOW:
+                raise ValueError(
+                    f"the drawn world's CLIP reads windows of {WINDOW} tokens and one of {len(window)} came; encode "
+                    "the text with CLIP Text Encode."
+                )
+        return super().process_tokens([[self._known(token) for token in window] for window in tokens], device)
+
+    def _known(self, token):
+        """The id of a token, that of the end for an unknown one; an embedding in its place stays."""
+        return token if not isinstance(token, numbers.Integral) or 0 <= int(token) < self._tokens else WordTokenizer.END
 
 
 class TextModel(comfy.sd1_clip.SD1ClipModel):

@@ -24,17 +24,46 @@ _OF_PYTHON = (
 
 @dataclass
 class Report:
-    """What a campaign did: how often each outcome came, and what must not have happened."""
+    """What a campaign did: how often each outcome came, what must not have happened, and the most that was measured.
+
+    most: figures by what they are of, with their unit, such as seconds of the longest load.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    most: dict[str, float] = field(default_factory=dict)
 
     @property
     def tries(self) -> int:
         return sum(self.outcomes.values())
 
+    def measured(self, what: str, value: float) -> None:
+        """Keep a figure if it is the most so far."""
+        self.most[what] = max(value, self.most.get(what, value))
+
+    def add(self, other: Report) -> None:
+        """Take another report's tries in."""
+        self.outcomes.update(other.outcomes)
+        self.failures += other.failures
+        for what, value in other.most.items():
+            self.measured(what, value)
+
+    def to_json(self) -> dict:
+        return {"outcomes": dict(self.outcomes), "failures": self.failures, "most": self.most}
+
+    @classmethod
+    def from_json(cls, about: dict) -> Report:
+        return cls(Counter(about["outcomes"]), about["failures"], about["most"])
+
+    def row(self, name: str) -> str:
+        """The line of docs/reliability.md."""
+        counts = [f"{count:,} {outcome}" for outcome, count in self.outcomes.most_common() if count]
+        figures = [f"{what} {value:.3g}" for what, value in self.most.items()]
+        return f"| `{name}` | {self.tries:,} | {', '.join([*counts, *figures])} | {len(self.failures)} |"
+
     def __str__(self) -> str:
         lines = [f"{count:8}  {outcome}" for outcome, count in self.outcomes.most_common()]
+        lines += [f"{value:8.3g}  {what}" for what, value in self.most.items()]
         return "\n".join([f"{self.tries} tries, {len(self.failures)} failures", *lines, *self.failures[:50]])
 
 

@@ -173,11 +173,27 @@ def _count_calls(model, run: Run) -> tuple[int, tuple]:
     return len(seen), result
 
 
-def attack(pack: in_process.Pack, every: int = 1) -> Report:
-    """An error of each kind at every ``every``-th UNet call of each node, forward and on the way back."""
+NODES = (
+    "TTIS, adam",
+    "TTIS, secant",
+    "null-text",
+    "direct",
+    "BAM",
+    "Auto Edit",
+    "prompt-to-prompt",
+    "MasaCtrl",
+    "maps",
+    "sweep",
+)
+"""The names of :func:`runs`."""
+
+
+def attack(pack: in_process.Pack, every: int = 1, nodes: tuple[str, ...] = NODES) -> Report:
+    """An error of each kind at every ``every``-th UNet call of each of the nodes, forward and on the way back."""
     report = Report()
     model, found = runs(pack)
-    for name, run in found.items():
+    for name in nodes:
+        run = found[name]
         run()  # the first one turns inference tensors into normal ones, and that stays
         calls, expected = _count_calls(model, run)
         before = State(model)

@@ -21,6 +21,7 @@ from . import Report, complaint
 
 STEPS = 3
 MOST_SECONDS = 5.0  # of one load; the machine may be busy, and what went wrong before took minutes
+MOST_MEMORY = 200.0  # MB of one load, beyond the file
 
 
 class Campaign:
@@ -50,11 +51,17 @@ class Campaign:
 
     def attempt(self, what: str) -> None:
         """Load the file as it lies there; note what became of it, and whatever must not have happened."""
+        before = in_process.begin_peak()
         began = time.monotonic()
         loaded = self._call("BaretLoadInversion", what, file=self.path.name)
         spent = time.monotonic() - began
+        taken = (in_process.peak() - before - self.path.stat().st_size) / 1e6 if before else 0.0
+        self.report.measured("seconds of a load, at most", spent)
+        self.report.measured("MB of a load beyond the file, at most", taken)
         if spent > MOST_SECONDS:
             self.report.failures.append(f"{what}: {spent:.1f} s")
+        if taken > MOST_MEMORY:
+            self.report.failures.append(f"{what}: {taken:.0f} MB beyond the file")
         if loaded is None:
             self.report.outcomes["refused at load"] += 1
             return

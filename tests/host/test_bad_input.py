@@ -90,9 +90,10 @@ def test_a_model_with_another_sampling(invert, model):
         ),
         (
             lambda text: text(1, start_percent=0.0, end_percent=0.5) + text(2, start_percent=0.5, end_percent=1.0),
-            "positive changes its prompt over the steps, and one text is tuned for all of them",
+            "positive is limited to a timestep range, and one text serves all steps; write a prompt without a schedule",
         ),
         (lambda text: text(1, area=(4, 4, 0, 0)), "positive is limited to an area"),
+        (lambda text: text(1, area=(4, 4, 0, 0)) + text(2, area=(4, 4, 4, 0)), "positive is limited to an area"),
         (lambda text: text(1, mask=torch.ones(1, 8, 8), mask_strength=1.0), "positive is limited to a mask"),
         (lambda text: text(1, start_percent=0.0, end_percent=0.5), "positive is limited to a timestep range"),
         (

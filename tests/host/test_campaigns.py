@@ -1,8 +1,11 @@
 """The campaigns of `dev/campaign.py` at a small size: what comes in gets a sentence, and nothing is left behind."""
 
+from collections import Counter
+
+import campaign
 import pytest
 import torch
-from campaigns import complaint, faults, files
+from campaigns import Report, complaint, faults, files
 
 
 @pytest.fixture
@@ -68,3 +71,33 @@ def test_what_is_left_behind_is_seen(make_model, leave, name):
 def test_what_is_no_sentence_is_seen(sentence, wrong):
     found = complaint(sentence, ("Node: ",))
     assert found is None if wrong is None else wrong in found
+
+
+def test_nodes_with_faults_are_those_that_run(pack):
+    assert tuple(faults.runs(pack)[1]) == faults.NODES
+
+
+def test_what_is_done_stays_done(tmp_path, monkeypatch, installed):
+    """Slices add up, across starts, and the row says what the report does."""
+    monkeypatch.setattr(campaign.comfyui, "cache_root", lambda: tmp_path)
+    first, second = Report(Counter(loaded=2), [], {"s": 0.5}), Report(Counter(loaded=1, refused=4), ["a"], {"s": 0.2})
+    campaign.Done("files", installed, 1).put(0, first, 10.0)
+    done = campaign.Done("files", installed, 1)
+    assert 0 in done and 1000 not in done
+    done.put(1000, second, 5.0)
+    whole, seconds = done.whole()
+    assert seconds == 15.0 and whole == Report(Counter(loaded=3, refused=4), ["a"], {"s": 0.5})
+    assert whole.row("files") == "| `files` | 7 | 4 refused, 3 loaded, s 0.5 | 1 |"
+
+
+def test_memory_of_a_load_is_seen(attacked, monkeypatch):
+    """The measure itself: a load that takes 300 MB for a moment."""
+    whole = attacked._call
+
+    def hungry(*args, **inputs):
+        torch.ones(75_000_000).sum()
+        return whole(*args, **inputs)
+
+    monkeypatch.setattr(attacked, "_call", hungry)
+    attacked.attempt("hungry")
+    assert [failure.split()[-4:] for failure in attacked.report.failures] == [["MB", "beyond", "the", "file"]]

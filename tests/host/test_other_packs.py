@@ -1,5 +1,7 @@
 """Beside other packs: small stand-ins, written from what those packs say that they do, on the model or by hooks."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -224,3 +226,187 @@ def test_attention_that_is_looked_into_is_the_pictures(model, change, drawn_worl
             first_block=0,
             foreground_words="",
         )
+
+
+# --- LoRAs beside the layers ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lora_file(host, tmp_path, monkeypatch):
+    """The name of a LoRA file for the attention and the convolutions of the small model, in the host's folder."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+    shapes = {
+        "input_blocks_1_1_transformer_blocks_0_attn2_to_k": (32, 24),
+        "middle_block_1_transformer_blocks_0_attn1_to_q": (64, 64),
+        "input_blocks_1_0_in_layers_2": (32, 32, 3, 3),
+    }
+    for name, (outputs, inputs, *kernel) in shapes.items():
+        up, down = (outputs, 4, *[1 for _ in kernel]), (4, inputs, *kernel)
+        for part, shape in (("up", up), ("down", down)):
+            weights[f"lora_unet_{name}.lora_{part}.weight"] = 0.3 * torch.randn(shape, generator=generator)
+    save_file(weights, tmp_path / "a.safetensors")
+    monkeypatch.setitem(host.folders.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    return "a.safetensors"
+
+
+@pytest.fixture
+def with_lora(host, lora_file):
+    """A model with that LoRA, by one of the host's loaders."""
+    from comfy_extras.nodes_lora_debug import LoraLoaderBypassModelOnly
+
+    def call(model, beside):
+        loader = LoraLoaderBypassModelOnly if beside else host.nodes.LoraLoaderModelOnly
+        with torch.inference_mode():
+            return loader().load_lora_model_only(model, lora_file, 1.0)[0]
+
+    return call
+
+
+def inputs_of(model):
+    """What of a MODEL's layers another loader could have changed."""
+    modules = dict(model.model.named_modules())
+    ran = [name for name, part in modules.items() if "Bypass" in type(getattr(part.forward, "__self__", None)).__name__]
+    return ran, {name: weight.detach().clone() for name, weight in model.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("step_rule", ["adam", "secant"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_lora_beside_the_layers_is_tuned_through(make_model, ttis, with_lora, step_rule, twice):
+    """As through the same LoRA in the weights; twice: one on the other, as two loaders in a row."""
+    found, settings = [], {"steps": STEPS, "iterations": 2, "learning_rate": 0.05, "step_rule": step_rule}
+    for beside in (True, False):
+        plain = make_model()
+        before = inputs_of(plain)
+        patched = with_lora(plain, beside)
+        if twice:
+            patched = with_lora(patched, False)
+        trajectory, embeddings, _ = ttis(patched, **settings)
+        without = ttis(plain, **settings)[0]
+        assert difference(trajectory.latents, without.latents) > 1e-2, "the LoRA acts"
+        found.append((trajectory.latents, embeddings.tuned))
+        again = ttis(patched, **settings)[0]
+        assert torch.equal(again.latents, trajectory.latents)
+        ttis(make_model(), **settings)
+        patched.detach()
+        ran, weights = inputs_of(plain)
+        assert ran == before[0] == []
+        assert all(torch.equal(weight, before[1][name]) for name, weight in weights.items())
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-3)
+
+
+# --- what goes by steps -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_keyframes(host):
+    """A conditioning's hooks: a LoRA whose strength goes by the host's own keyframes."""
+    import comfy.hooks
+    from comfy_extras.nodes_hooks import CreateHookKeyframe, SetHookKeyframes
+
+    def call(*strengths):
+        hooks, keyframes = comfy.hooks.create_hook_lora({}, 1.0, 0.0), None
+        for place, strength in enumerate(strengths):
+            (keyframes,) = CreateHookKeyframe().create_hook_keyframe(strength, place / len(strengths), keyframes)
+        return SetHookKeyframes().set_hook_keyframes(hooks, keyframes)[0]
+
+    return call
+
+
+def test_keyframes_of_hooks_are_refused(model, ttis, text, by_keyframes):
+    sentence = "TTIS Inversion: {} carries a LoRA hook with keyframes, which only move forward"
+    for role in ("positive", "negative"):
+        with pytest.raises(ValueError, match=sentence.format(role)):
+            ttis(model, steps=STEPS, **{role: text(1, hooks=by_keyframes(0.2, 1.0))})
+    ttis(model, steps=STEPS, iterations=0, positive=text(1, hooks=by_keyframes(0.5, 0.5)))
+
+
+def test_keyframes_of_a_controlnet_are_refused(model, ttis, text):
+    """As Advanced-ControlNet, in whose ControlNets the first keyframe is always there."""
+    from comfy.controlnet import ControlBase
+
+    class Advanced(ControlBase):
+        def __init__(self, keyframes):
+            super().__init__()
+            self.timestep_keyframes = SimpleNamespace(keyframes=keyframes)
+
+        def get_control(self, *args):
+            return None
+
+        def get_models(self):
+            return []
+
+        def copy(self):
+            return self
+
+    sentence = "TTIS Inversion: positive carries a ControlNet with keyframes, which only move forward"
+    with pytest.raises(ValueError, match=sentence):
+        ttis(model, steps=STEPS, positive=text(1, control=Advanced([1, 2])))
+    ttis(model, steps=STEPS, iterations=0, positive=text(1, control=Advanced([1])))
+
+
+def test_a_cache_of_steps_is_refused(model, ttis, edit):
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    (cached,) = EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args
+    with pytest.raises(ValueError, match="TTIS Inversion: the model leaves steps out .* remove EasyCache"):
+        ttis(cached, steps=STEPS, iterations=0)
+    with pytest.raises(ValueError, match="BAM Edit: the model leaves steps out .* remove EasyCache"):
+        edit(cached)
+
+
+# --- what changes guidance --------------------------------------------------------------------------------------------
+
+
+def test_a_cache_around_guidance_changes_nothing(model, ttis, edit):
+    """LazyCache stands around the host's guidance, which these nodes do themselves."""
+    from comfy_extras.nodes_easycache import LazyCacheNode
+
+    (cached,) = LazyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args
+    settings = {"steps": STEPS, "iterations": 0}
+    assert torch.equal(ttis(cached, **settings)[0].latents, ttis(model, **settings)[0].latents)
+    assert torch.equal(edit(cached), edit(model))
+
+
+def test_guidance_in_attention_acts_where_both_passes_share_a_forward(model, ttis, edit, run_passes_apart):
+    """NAGuidance: never in an inversion, nor while an edit borrows; in an edit's other steps while memory allows."""
+    nag = pytest.importorskip("comfy_extras.nodes_nag")
+    (guided,) = nag.NAGuidance.execute(model, 5.0, 0.5, 1.5).args
+    settings = {"steps": STEPS, "iterations": 1}
+    assert difference(ttis(guided, **settings)[0].latents, ttis(model, **settings)[0].latents) < 1e-4
+    assert difference(edit(guided), edit(model)) < 1e-4
+    none = {"tau_sa": 0.0, "tau_ca": 0.0}
+    assert difference(edit(guided, **none), edit(model, **none)) > 1e-3
+    run_passes_apart()
+    assert difference(edit(guided, **none), edit(model, **none)) < 1e-4
+
+
+# --- other shapes of the UNet -----------------------------------------------------------------------------------------
+
+
+def with_a_coarser_middle(model):
+    """As RAUNet: one block's output is halved in size, and doubled again when the decoder comes back to it."""
+    coarse = model.clone()
+    scale = torch.nn.functional.interpolate
+
+    def halve(h, options):
+        return scale(h, scale_factor=0.5, mode="area") if options["block"] == ("input", 2) else h
+
+    def double(h, skip, options):
+        return (scale(h, size=skip.shape[-2:], mode="bilinear"), skip) if h.shape[-2:] != skip.shape[-2:] else (h, skip)
+
+    coarse.set_model_input_block_patch_after_skip(halve)
+    coarse.set_model_output_block_patch(double)
+    return coarse
+
+
+def test_a_coarser_grid_in_the_middle(model, ttis, edit):
+    coarse = with_a_coarser_middle(model)
+    settings = {"steps": STEPS, "iterations": 1, "step_rule": "adam", "learning_rate": 0.05}
+    found = ttis(coarse, **settings)[0]
+    assert torch.isfinite(found.latents).all()
+    assert difference(found.latents, ttis(model, **settings)[0].latents) > 1e-3, "it acts"
+    shared, apart = edit(coarse), edit(coarse, tau_sa=0.0, tau_ca=0.0)
+    assert torch.isfinite(shared).all() and difference(shared, apart) > 1e-3

@@ -105,6 +105,31 @@ def test_each_step_has_its_own_entry_at_any_count(pack):
             assert [float(cond["cross_attn"]) for cond in active] == [float(i)]
 
 
+def test_every_scheduler_meets_an_entry_at_each_of_its_steps(inversion, execute, model, host):
+    """KSamplerAdvanced has schedules of its own: whatever their levels, the text of the step beside is there."""
+    import comfy.samplers
+
+    trajectory, embeddings = inversion()
+    positive, negative, _, latent = execute(
+        "BaretToSampler", embeddings=embeddings, trajectory=trajectory, process="reconstruction"
+    )
+    conds = [{"cross_attn": text, "model_conds": {}, "uuid": None, **options} for text, options in positive]
+    sampling = model.get_model_object("model_sampling")
+    comfy.samplers.calculate_start_end_timesteps(SimpleNamespace(model_sampling=sampling), conds)
+    ours = trajectory.schedule.sigmas[:STEPS].float()
+    for scheduler in comfy.samplers.SCHEDULER_NAMES:
+        for sigma in comfy.samplers.calculate_sigmas(sampling, scheduler, 9)[:-1]:
+            x = torch.zeros(1, 4, 2, 2)
+            met = [n for n, cond in enumerate(conds) if comfy.samplers.get_area_and_mult(cond, x, sigma.reshape(1))]
+            beside = int((ours > sigma).sum())  # the first of our steps that is no noisier
+            assert len(met) == 1 and met[0] in (beside - 1, beside), (scheduler, float(sigma))
+        with torch.inference_mode():
+            (out,) = host.nodes.KSamplerAdvanced().sample(
+                model, "disable", 0, 9, CFG, "euler", scheduler, positive, negative, latent, 0, 9, "disable"
+            )
+        assert torch.isfinite(out["samples"]).all()
+
+
 @pytest.mark.parametrize("process", ["reconstruction", "transition"])
 def test_what_direct_inversion_adds_back_no_stock_sampler_can(execute, model, text, picture, process):
     """Without it both drift away from the picture, so both are refused; a transition away from the source is not."""

@@ -500,3 +500,32 @@ class TestPeers:
         runs = [edited(*pose, "BaretMasaCtrlEdit", **dials, **foreground) for pose in self.POSES]
         done, outside = self.means(runs)
         assert done > 0.6 and outside > 22, (done, outside)
+
+
+# --- texts of other nodes ---------------------------------------------------------------------------------------------
+
+
+class TestTokenizer:
+    """As CLIP's tokenizers are called by nodes that read weights and words themselves."""
+
+    def test_called_as_clips_are(self, world):
+        tokenizer = world.clip.tokenizer.clip_l.tokenizer
+        whole = tokenizer("a red dog", truncation=True, max_length=77, padding="max_length")["input_ids"]
+        bare = tokenizer("a red dog", truncation=False, add_special_tokens=False)["input_ids"]
+        assert whole == [tokenizer.START, *bare, tokenizer.END] and len(bare) == 3
+        assert tokenizer("a red dog", truncation=True, max_length=4)["input_ids"] == [*whole[:3], tokenizer.END]
+        assert tokenizer(["a red", "dog"], add_special_tokens=False)["input_ids"] == [bare[:2], bare[2:]]
+
+    def test_ids_of_clips_own_vocabulary(self, world):
+        """ADV_CLIP_emb puts CLIP's comma, 266, in the place of the words that it weakens."""
+        windows = world.clip.tokenize("a red dog", return_word_ids=True)["l"]
+        masked = [[(266 if word == 1 else token, 1.0) for token, _, word in window] for window in windows]
+        with torch.inference_mode():
+            found, _ = world.clip.cond_stage_model.clip_l.encode_token_weights(masked)
+        assert torch.isfinite(found).all() and found.shape == (1, 32, 128)
+
+    def test_windows_of_clips_own_length(self, world):
+        """smZ's parsers make windows of 77 tokens, for which this CLIP has no positions."""
+        window = [(0, 1.0), *[(1, 1.0)] * 76]
+        with pytest.raises(ValueError, match="reads windows of 32 tokens and one of 77 came; encode .* CLIP Text Enc"):
+            world.clip.cond_stage_model.clip_l.encode_token_weights([window])
