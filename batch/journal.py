@@ -183,7 +183,7 @@ class Journal:
             for row in taken:
                 self._held[row["id"]] = (who, row["image"])
             self._last[who] = found["image"]
-            self._count(taken)
+            self.count([row["id"] for row in taken])
             return [_row(row) for row in taken]
 
     def _next(self, who: object) -> sqlite3.Row | None:
@@ -199,9 +199,10 @@ class Journal:
         sql = f"SELECT * FROM rows WHERE {_WAITING} AND {condition} AND id NOT IN ({_marks(held)})"
         return self._db.execute(f"{sql} ORDER BY image, text, settings, id LIMIT 1", [*values, *held]).fetchone()
 
-    def _count(self, taken: list[sqlite3.Row]) -> None:
-        ids = [row["id"] for row in taken]
-        self._db.execute(f"UPDATE rows SET starts = starts + 1 WHERE id IN ({_marks(ids)})", ids)
+    def count(self, ids: list[str]) -> None:
+        """Note that rows are begun."""
+        with self._lock:
+            self._db.execute(f"UPDATE rows SET starts = starts + 1 WHERE id IN ({_marks(ids)})", ids)
 
     def release(self, rows: Iterable[Row]) -> None:
         """Give rows back that were not begun, or not ended."""

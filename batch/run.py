@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import queue
 import signal
@@ -79,6 +80,8 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value:g}; {least} or more fits")
     if options.gpus_a_worker is not None and not options.ray:
         raise ValueError("--gpus-a-worker is for --ray")
+    if options.ray and options.batch_size > 1:
+        raise ValueError("--batch-size is for a run without --ray")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out is {options.out}, which is a file; a folder fits")
 
@@ -94,6 +97,12 @@ def workflow_of(options: argparse.Namespace) -> workflow.Workflow:
     if options.batch_size > 1 and not (pictures and found.can_batch):
         raise ValueError("--batch-size is for workflows whose picture comes from a Load Image node")
     return found
+
+
+def require_ray(options: argparse.Namespace) -> None:
+    """Raise ValueError where Ray is asked for and not installed. Runs under the host's interpreter."""
+    if options.ray and not all(map(importlib.util.find_spec, ("ray", "pyarrow"))):
+        raise ValueError(f"--ray needs Ray, which is not installed: {sys.executable} -m pip install 'ray[data]'")
 
 
 def devices_of(options: argparse.Namespace, host: comfyui.Host) -> list[str | None]:
@@ -240,6 +249,7 @@ def _runner(options, journal, settings, say):
     if options.ray:
         from ray_backend import RayRun
 
+        settings = replace(settings, threads=threads_of(settings.workflow, options.workers or 1))
         return RayRun(journal, settings, options, say)
     devices = devices_of(options, settings.host)
     settings = replace(settings, threads=threads_of(settings.workflow, len(devices)))
@@ -268,6 +278,7 @@ def main() -> None:
     from journal import Busy
 
     try:
+        require_ray(options)
         sys.exit(carry_out(options, host, workflow_of(options)))
     except (ValueError, Busy) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.client
 import io
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -102,6 +103,7 @@ class Worker:
                 )
             except _GONE as error:
                 raise Unusable(str(error)) from None
+            self._client.patience = min(self._client.patience, s.stall)
         return self._client
 
     def stop(self) -> None:
@@ -201,6 +203,8 @@ class Worker:
         written = self._pictures(run.outputs, prompt, client, [one.row for one in loaded])
         ended = []
         for number, one in enumerate(loaded):
+            report = _report(run.outputs, number, len(loaded))
+            choice, scores = choice_and_scores(report or "")
             ended.append(
                 Ended(
                     id=one.row.id,
@@ -210,9 +214,9 @@ class Worker:
                     picture=one.hash,
                     seconds=round(seconds, 3),
                     seed=workflow.seed(prompt),
-                    report=_report(run.outputs, number, len(loaded)),
-                    choice=_told(run.outputs, "choice", number),
-                    scores=_told(run.outputs, "scores", number),
+                    report=report,
+                    choice=choice,
+                    scores=scores,
                     pictures=written[number],
                 )
             )
@@ -279,15 +283,16 @@ def _report(outputs: dict, number: int, rows: int) -> str | None:
     texts = [str(part) for output in outputs.values() for part in output.get("text", ())]
     if rows > 1:
         texts = [text.splitlines()[number] for text in texts if len(text.splitlines()) == rows]
-    return "\n".join(texts) or None
+    return "\n".join(re.sub(r"^picture \d+: ", "", text) for text in texts) or None
 
 
-def _told(outputs: dict, name: str, number: int):
-    """What a node tells of picture `number` under a name of its own; None where none does."""
-    for output in outputs.values():
-        if name in output and number < len(output[name]):
-            return output[name][number]
-    return None
+def choice_and_scores(report: str) -> tuple[str | None, dict[str, float] | None]:
+    """What Auto Edit's report says it took, and how far each candidate obeys; None, None of any other report."""
+    found = re.search(r"how far each candidate obeys, from 0 to 1: (.+?); taken: (.+)", report)
+    if not found:
+        return None, None
+    scores = {name: float(score) for name, score in re.findall(r"(\D.*?) (-?\d+\.\d\d)(?:, |$)", found[1])}
+    return max((name for name in scores if found[2].startswith(name)), key=len, default=None), scores
 
 
 def _plain(title: str) -> str:

@@ -50,6 +50,10 @@ class Workflow:
                 return found[0], key
         raise ValueError(f"{name}: {title} has no such input to set; {', '.join(literal) or 'none'} can be set")
 
+    def name_of(self, place: tuple[str, str] | None) -> str | None:
+        """The "Title.input" of a place."""
+        return f"{self.titles[place[0]]}.{place[1]}" if place else None
+
     def _place_of_picture(self, given: str | None) -> tuple[str, str] | None:
         if given:
             return self.place(given, ("image",))

@@ -121,11 +121,13 @@ class Run:
 class Client:
     """One frontend: a WebSocket that listens from the start, and the HTTP routes.
 
-    `work` is the server's folder, with its `input` and `output`; `log` its log file. One `run` at a time.
+    `work` is the server's folder, with its `input` and `output`; `log` its log file. `patience` is how many seconds a
+    request may take. One `run` at a time.
     """
 
     def __init__(self, url: str, work: Path, log: Path):
         self.url, self.work, self.log = url, work, log
+        self.patience = 60.0
         self.id = uuid.uuid4().hex
         self._events: queue.Queue = queue.Queue()
         self._loop = asyncio.new_event_loop()
@@ -212,7 +214,7 @@ class Client:
 
     def _request(self, path: str, body: bytes | None = None, kind: str = "") -> bytes:
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if kind else {})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=self.patience) as answer:
             return answer.read()
 
     # --- running a workflow -----------------------------------------------------------------------------------------
