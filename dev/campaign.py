@@ -5,6 +5,7 @@
     python dev/campaign.py interrupts --tries 300  # Cancel at random moments
     python dev/campaign.py prompts --tries 2000    # inputs at extremes and of wrong types, through a real server
     python dev/campaign.py soak --tries 500        # workflows back to back from two clients
+    python dev/campaign.py kills --tries 200       # batch/run.py and its server killed at random moments
 
 The exit status is 1 where something happened that must not. What was tried and found stands in docs/reliability.md; the
 tests run the same at a small size.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import comfyui
 
-TRIES = {"files": 100_000, "faults": 0, "interrupts": 300, "prompts": 2000, "soak": 500}
+TRIES = {"files": 100_000, "faults": 0, "interrupts": 300, "prompts": 2000, "soak": 500, "kills": 200}
 
 
 def main() -> None:
@@ -87,7 +88,21 @@ def _soak(host: comfyui.Host, tries: int, seed: int):
     return served.soak(host, tries, seed)
 
 
-_RUN = {"files": _files, "faults": _faults, "interrupts": _interrupts, "prompts": _prompts, "soak": _soak}
+def _kills(host: comfyui.Host, tries: int, seed: int):
+    from campaigns import batches
+
+    os.environ["COMFYUI_PYTHON"] = sys.executable
+    return batches.kills(host, tries, seed)
+
+
+_RUN = {
+    "files": _files,
+    "faults": _faults,
+    "interrupts": _interrupts,
+    "prompts": _prompts,
+    "soak": _soak,
+    "kills": _kills,
+}
 
 
 if __name__ == "__main__":

@@ -70,7 +70,6 @@ class Item:
     caption: str | None = None
     blend: str | None = None
     mask: list[int] | None = None
-    kind: str = ""
 
 
 # --- benchmarks -------------------------------------------------------------------------------------------------------
@@ -101,7 +100,6 @@ def _pie(folder: Path) -> Iterable[Item]:
                 caption=_plain(entry["original_prompt"]),
                 blend=", ".join(words),
                 mask=entry["mask"],
-                kind=entry["editing_type_id"],
             )
     except (ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{mapping} is not as PIE-Bench's: {error!r}") from None

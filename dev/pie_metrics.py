@@ -1,8 +1,8 @@
 """The measures of PIE-Bench's published evaluation (Ju et al., ICLR 2024, arXiv 2310.01506), by torchmetrics.
 
-Pictures are uint8 arrays [H,W,3], masks bool arrays [H,W], True where the edit belongs. Outside is measured as there: both
-pictures black inside the mask, the mean over all pixels. Weights come from disk, or are fetched by the libraries that
-they belong to; what cannot be had is left out, and `Metrics.left_out` says why.
+Pictures are uint8 arrays [H,W,3], masks bool arrays [H,W], True where the edit belongs. Outside is measured as there:
+both pictures black inside the mask, the mean over all pixels. Weights come from disk, or are fetched by the libraries
+that they belong to; what cannot be had is left out, and `Metrics.left_out` says why.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Metrics:
 
     @torch.no_grad()
     def measure(self, source, edit, mask=None, text: str = "") -> dict[str, float]:
-        """Every measure of one edit; without a mask, or outside one that covers all, those that need it are left out."""
+        """Every measure of one edit, but for those that need a mask where there is none, or nothing outside it."""
         before, after = _tensor(source), _tensor(edit)
         found: dict[str, float] = {}
         if self._dino is not None:
