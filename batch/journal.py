@@ -204,8 +204,15 @@ class Journal:
         with self._lock:
             self._db.execute(f"UPDATE rows SET starts = starts + 1 WHERE id IN ({_marks(ids)})", ids)
 
+    def put_back(self, rows: list[Row]) -> None:
+        """Give rows back that were not begun."""
+        with self._lock:
+            ids = [row.id for row in rows]
+            self._db.execute(f"UPDATE rows SET starts = starts - 1 WHERE id IN ({_marks(ids)})", ids)
+            self.release(rows)
+
     def release(self, rows: Iterable[Row]) -> None:
-        """Give rows back that were not begun, or not ended."""
+        """Give rows back that did not end."""
         with self._lock:
             for row in rows:
                 self._held.pop(row.id, None)

@@ -56,7 +56,8 @@ class RayRun:
     def _connect(self) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.options.ray == "local":
-            ray.init(address="local", num_cpus=self.options.workers or 1, include_dashboard=False, **quiet)
+            cores = (self.options.workers or 1) + 1  # one to read the manifest with
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         else:
             ray.init(address=self.options.ray, **quiet)
         logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -172,7 +172,8 @@ class Run:
                 while not self.stopping.is_set() and (taken := self.journal.take(worker, worker.batch_size)):
                     ended, later = worker.run(taken)
                     self.journal.finish(ended)
-                    self.journal.release(later)
+                    if later:
+                        self.journal.put_back(later)
                     for one in ended:
                         self._ended.put(one)
         except Stopped:

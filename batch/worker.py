@@ -83,6 +83,7 @@ class Worker:
         self._server = contextlib.ExitStack()
         self._client: Client | None = None
         self._keep: set[Path] = set()
+        self._alone: set[str] = set()  # rows that failed in a batch: which of them it was is found one by one
 
     def __enter__(self) -> Worker:
         return self
@@ -146,7 +147,7 @@ class Worker:
                 ended.append(self._failed(_Loaded(row, stamp=stamp(row.image), hash=hash_of(row.image)), str(error)))
         if not ready:
             return ended, []
-        together = [one for one in ready if _share_a_batch(ready[0], one)] if len(ready) > 1 else ready
+        together = [one for one in ready if one is ready[0] or self._share_a_batch(ready[0], one)]
         later = [one.row for one in ready if one not in together]
         try:
             return ended + self._edit(together, client), later
@@ -154,8 +155,8 @@ class Worker:
             if len(together) > 1:
                 if _is_out_of_memory(error):
                     self._lower(len(together))
-                else:  # which of them it was is found one by one
-                    self.batch_size = 1
+                else:
+                    self._alone |= {one.row.id for one in together}
                 return ended, [one.row for one in together] + later
             return [*ended, self._failed(together[0], _sentence(error))], later
         except _CannotBeSplit as error:
@@ -164,6 +165,12 @@ class Worker:
             return ended, [one.row for one in together] + later
         except (PromptRejected, Interrupted, ValueError) as error:
             return ended + [self._failed(one, _sentence(error)) for one in together], later
+
+    def _share_a_batch(self, first: _Loaded, other: _Loaded) -> bool:
+        """Whether two pictures can lie in one batch: a mask painted on one would count for all."""
+        if {first.row.id, other.row.id} & self._alone:
+            return False
+        return first.size == other.size and first.is_opaque and other.is_opaque
 
     def _lower(self, size: int) -> None:
         self.batch_size = max(1, size // 2)
@@ -265,11 +272,6 @@ class Worker:
 
 class _CannotBeSplit(RuntimeError):
     """A batch whose pictures cannot be told apart."""
-
-
-def _share_a_batch(first: _Loaded, other: _Loaded) -> bool:
-    """Whether two pictures can lie in one batch: a mask painted on one would count for all."""
-    return other is first or (first.size == other.size and first.is_opaque and other.is_opaque)
 
 
 def _files_of(output: dict) -> list[dict]:

@@ -182,8 +182,9 @@ def test_rows_for_a_batch_have_one_text(opened, modules, table):
     first, second = journal.take("worker", 8), journal.take("worker", 8)
     assert [{row.text for row in taken} for taken in (first, second)] == [{"text 0"}, {"text 1"}]
     assert [len(first), len(second)] == [3, 3]
-    journal.release(first[1:])
+    journal.put_back(first[1:])
     assert [row.id for row in journal.take("worker", 8)] == [row.id for row in first[1:]]
+    assert {row["starts"] for row in journal.results()} == {1}
 
 
 def test_one_run_at_a_time(opened, modules, tmp_path):

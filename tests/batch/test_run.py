@@ -194,14 +194,33 @@ def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
 # --- servers that die or hang ----------------------------------------------------------------------------------------
 
 
+NODE = """
+class Kept:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION = (), "run"
+    def run(self): return ()
+NODE_CLASS_MAPPINGS = {"OwnNode": Kept}
+"""
+
+
 @pytest.fixture(scope="module")
-def server(installed):
-    """One server for the tests that do not end theirs."""
+def server(installed, tmp_path_factory):
+    """One server for the tests that do not end theirs, beside a ComfyUI folder with a model and a node."""
     import comfy_server
     import worker
 
-    with comfy_server.running(installed, options=worker.OPTIONS, threads=1) as client:
+    own = tmp_path_factory.mktemp("own")
+    for path, content in (("models/loras/mine.safetensors", ""), ("custom_nodes/mine.py", NODE)):
+        (own / path).parent.mkdir(parents=True)
+        (own / path).write_text(content)
+    with comfy_server.running(installed, options=worker.OPTIONS, threads=1, own=own) as client:
         yield client
+
+
+def test_models_and_nodes_of_your_own_comfyui_are_there(server):
+    loras = server.object_info("LoraLoaderModelOnly")["LoraLoaderModelOnly"]["input"]["required"]["lora_name"]
+    assert "mine.safetensors" in json.dumps(loras)
+    assert server.object_info("OwnNode") and server.object_info("BaretAutoEdit")
 
 
 @pytest.fixture
@@ -349,3 +368,27 @@ def test_out_of_memory_lowers_the_batch(worker, server, squares, monkeypatch):
     assert crowded.batch_size == 2 and len(crowded.said) == 2, crowded.said
     assert sorted(one.id for one in ended) == [row.id for row in rows]
     assert all(one.status == "done" for one in ended)
+
+
+def test_a_row_that_fails_in_a_batch_takes_no_other_with_it(worker, server, squares, monkeypatch):
+    from comfy_server import Client, ExecutionFailed
+
+    folder = squares(4)
+    rows = [a_row(folder / f"000{n}.png", f"r{n}") for n in range(4)]
+    bad, run = (folder / "0002.png").read_bytes(), Client.run
+
+    def one_is_bad(client, prompt, **options):
+        names = [node["inputs"]["image"] for node in prompt.values() if node["class_type"] == "LoadImage"]
+        if bad in [(client.work / "input" / name).read_bytes() for name in names]:
+            event = {"node_id": "2", "node_type": "ImageInvert", "exception_type": "ValueError"}
+            raise ExecutionFailed({**event, "exception_message": "Invert: this one does not fit."})
+        return run(client, prompt, **options)
+
+    monkeypatch.setattr(Client, "run", one_is_bad)
+    batches = worker(client=server, batch_size=4)
+    waiting, ended = list(rows), []
+    while waiting:
+        some, waiting = batches.run(waiting)
+        ended += some
+    assert {one.id: one.error for one in ended if one.status == "failed"} == {"r2": "Invert: this one does not fit."}
+    assert len(ended) == 4 and batches.batch_size == 4, "other rows go in batches still"
