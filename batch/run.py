@@ -190,60 +190,72 @@ class Run:
 
 def carry_out(options: argparse.Namespace, host: comfyui.Host, found: workflow.Workflow) -> int:
     """Do what is to be done; returns the exit status. Raises ValueError and Busy where nothing can start."""
-    import results
     import sheet
     from files import sweep
     from journal import Journal
-    from tqdm import tqdm  # the host's
     from worker import Settings
 
-    journal = Journal(options.out)
-    with contextlib.closing(journal):
+    with contextlib.closing(Journal(options.out)) as journal:
         sweep(options.out)
         inside = options.out.resolve() if options.source.is_dir() else None
         read = rows.read(options.source.resolve(), options.text, inside)
         journal.adopt(read, found, options.retry_failed, lambda number: sheet.discard(options.out, number))
-        counts = journal.counts()
-        total = sum(counts.values())
+        total = sum(journal.counts().values())
         if not total:
             raise ValueError(f"{options.source} has no rows")
         own = host.path if options.comfyui or os.environ.get("COMFYUI_PATH") else None
         settings = Settings(
             host, found, options.out.resolve(), options.checkpoint, options.stall, options.batch_size, own
         )
-        run, began, ran = None, time.monotonic(), 0
-        bar = tqdm(total=total, initial=total - counts["waiting"], unit="row", dynamic_ncols=True, smoothing=0.1)
+        began = time.monotonic()
+        ran, trouble = _run_rows(options, journal, settings, total)
+        _write_down(journal, total, ran, time.monotonic() - began)
+        for sentence in trouble:
+            print(f"error: {sentence}", file=sys.stderr)
+        if trouble and not ran:
+            return NOTHING_STARTED
+        return ALL_DONE if journal.counts()["done"] == total else SOME_FAILED
+
+
+def _run_rows(options: argparse.Namespace, journal, settings, total: int) -> tuple[int, list[str]]:
+    """Run what is waiting, with a bar, until it is done or stopped; how many ended, and what was wrong with servers."""
+    import sheet
+    from tqdm import tqdm  # the host's
+
+    counts, ran = journal.counts(), 0
+    done = total - counts["waiting"]
+    with tqdm(total=total, initial=done, unit="row", dynamic_ncols=True, smoothing=0.1) as bar:
         bar.set_postfix(failed=counts["failed"])
+        if not counts["waiting"]:
+            return 0, []
+        bar.write(f"Starting ComfyUI {settings.host.version}", file=sys.stderr)
+        run = _runner(options, journal, settings, lambda text: bar.write(text, file=sys.stderr))
         try:
-            if counts["waiting"]:
-                bar.write(f"Starting ComfyUI {host.version}", file=sys.stderr)
-                run = _runner(options, journal, settings, lambda text: bar.write(text, file=sys.stderr))
-                with contextlib.closing(run.ended()) as rows_ended:
-                    for one in rows_ended:
-                        ran += 1
-                        counts["failed"] += one.status == "failed"
-                        bar.set_postfix(failed=counts["failed"], refresh=False)
-                        bar.update()
-                        _make_sheet(journal, sheet.page_of(journal.place(one.id)), total)
+            with contextlib.closing(run.ended()) as all_ended:
+                for one in all_ended:
+                    ran += 1
+                    counts["failed"] += one.status == "failed"
+                    bar.set_postfix(failed=counts["failed"], refresh=False)
+                    bar.update()
+                    _make_sheet(journal, sheet.page_of(journal.place(one.id)), total)
         except KeyboardInterrupt:
             bar.write("stopped; the same command goes on", file=sys.stderr)
-        finally:
-            bar.close()
-            seconds = time.monotonic() - began
-            for page in range(1, sheet.page_of(total) + 1):
-                if not sheet.path_of(options.out, page).exists():
-                    _make_sheet(journal, page, total)
-            path = results.write(journal)
-            print(results.summary(journal, ran, seconds), end="")
-            print(f"Results: {path.resolve()}")
-            if path.suffix == ".csv":
-                print(results.NO_PARQUET)
-        counts = journal.counts()
-        for sentence in run.trouble if run else ():
-            print(f"error: {sentence}", file=sys.stderr)
-        if run and run.trouble and not ran:
-            return NOTHING_STARTED
-        return ALL_DONE if counts["done"] == total else SOME_FAILED
+        return ran, run.trouble
+
+
+def _write_down(journal, total: int, ran: int, seconds: float) -> None:
+    """Write the results, what sheets are missing, and the summary."""
+    import results
+    import sheet
+
+    for page in range(1, sheet.page_of(total) + 1):
+        if not sheet.path_of(journal.folder, page).exists():
+            _make_sheet(journal, page, total)
+    path = results.write(journal)
+    print(results.summary(journal, ran, seconds), end="")
+    print(f"Results: {path.resolve()}")
+    if path.suffix == ".csv":
+        print(results.NO_PARQUET)
 
 
 def _runner(options, journal, settings, say):
@@ -281,7 +293,7 @@ def main() -> None:
     try:
         require_ray(options)
         sys.exit(carry_out(options, host, workflow_of(options)))
-    except (ValueError, Busy) as error:
+    except (ValueError, OSError, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(NOTHING_STARTED)
 

@@ -37,6 +37,8 @@ class Metrics:
 
     def __init__(self, offline: bool = False):
         """offline: only weights on disk are used. Raises ImportError without torchmetrics."""
+        if offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
         from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
         from torchmetrics.regression import MeanSquaredError
 
@@ -45,8 +47,6 @@ class Metrics:
         self._psnr = PeakSignalNoiseRatio(data_range=1.0)
         self._ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
         self._mse = MeanSquaredError()
-        if offline:
-            os.environ["HF_HUB_OFFLINE"] = "1"
         self._lpips = self._had(("lpips",), _lpips, offline)
         self._clip = self._had(("clip_whole", "clip_edited"), _clip, offline)
         self._dino = self._had(("structure",), _dino, offline)
