@@ -196,7 +196,8 @@ class Journal:
     def _first(self, condition: str, values: list) -> sqlite3.Row | None:
         """The first waiting row in order that nobody has."""
         held = list(self._held)
-        sql = f"SELECT * FROM rows WHERE {_WAITING} AND {condition} AND id NOT IN ({_marks(held)})"
+        # By its name: SQLite would sort all that is waiting by another index, for every row that is taken.
+        sql = f"SELECT * FROM rows INDEXED BY next_row WHERE {_WAITING} AND {condition} AND id NOT IN ({_marks(held)})"
         return self._db.execute(f"{sql} ORDER BY image, text, settings, id LIMIT 1", [*values, *held]).fetchone()
 
     def count(self, ids: list[str]) -> None:
@@ -245,7 +246,8 @@ class Journal:
 
     def waiting(self) -> Iterator[Row]:
         """Every waiting row, rows of one picture one after another. Nothing else may use the journal meanwhile."""
-        for found in self._db.execute(f"SELECT * FROM rows WHERE {_WAITING} ORDER BY image, text, settings, id"):
+        sql = f"SELECT * FROM rows INDEXED BY next_row WHERE {_WAITING} ORDER BY image, text, settings, id"
+        for found in self._db.execute(sql):
             yield _row(found)
 
     def results(self, first: int = 1, last: int = 2**62) -> Iterator[dict]:
@@ -270,7 +272,7 @@ class Journal:
 
     def is_complete(self, first: int, last: int) -> bool:
         """Whether no row from place `first` to `last` is waiting."""
-        sql = "SELECT 1 FROM rows WHERE number BETWEEN ? AND ? AND status = 'waiting' LIMIT 1"
+        sql = "SELECT 1 FROM rows INDEXED BY by_number WHERE number BETWEEN ? AND ? AND status = 'waiting' LIMIT 1"
         with self._lock:
             return self._db.execute(sql, [first, last]).fetchone() is None
 

@@ -29,6 +29,7 @@ class Workflow:
         self.picture = self._place_of_picture(picture)
         self.text = self._place_of_text(text)
         self.hash = _digest(prompt)
+        self._hashes: dict[frozenset, str] = {}  # of the workflow without some inputs
 
     # --- places -------------------------------------------------------------------------------------------------------
 
@@ -97,22 +98,35 @@ class Workflow:
         Raises ValueError where a setting does not fit its input.
         """
         prompt = json.loads(json.dumps(self.prompt))
-        values = {self.place(name): value for name, value in row.settings.items()}
-        if self.picture and image is not None:
-            values[self.picture] = image
-        if self.text and row.text is not None:
-            values[self.text] = row.text
-        for (id, name), value in values.items():
-            inputs = prompt[id]["inputs"]
-            inputs[name] = _like(inputs[name], value, f"{self.titles[id]}.{name}")
+        for (id, name), value in self._values(row, image).items():
+            prompt[id]["inputs"][name] = value
         return prompt
+
+    def _values(self, row: Row, image: str | None) -> dict[tuple[str, str], object]:
+        """(node id, input) -> what a row puts there. Raises ValueError where a setting does not fit."""
+        values: dict = {self.place(name): (name, value) for name, value in row.settings.items()}
+        if self.picture and image is not None:
+            values[self.picture] = ("image", image)
+        if self.text and row.text is not None:
+            values[self.text] = ("text", row.text)
+        return {
+            (id, name): _like(self.prompt[id]["inputs"][name], value, where)
+            for (id, name), (where, value) in values.items()
+        }
 
     def key(self, row: Row, picture: str) -> str:
         """What a row's result depends on, as one hash. picture: the hash of its picture, empty for none."""
         try:
-            return _digest(self.filled(row, picture or None))
+            values = self._values(row, picture or None)
         except ValueError as error:
             return _digest(str(error))
+        places = frozenset(values)
+        if places not in self._hashes:
+            rest = json.loads(json.dumps(self.prompt))
+            for id, name in places:
+                del rest[id]["inputs"][name]
+            self._hashes[places] = _digest(rest)
+        return _digest([self._hashes[places], sorted([*place, value] for place, value in values.items())])
 
     def seed(self, prompt: dict) -> int | None:
         """The first seed in a workflow as it was queued, in the order of its nodes; None where it has none."""

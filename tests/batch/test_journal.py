@@ -187,6 +187,21 @@ def test_rows_for_a_batch_have_one_text(opened, modules, table):
     assert {row["starts"] for row in journal.results()} == {1}
 
 
+def test_taking_a_row_does_not_look_at_all_of_them(opened, modules, table):
+    """The next row is found by an index: SQLite reads as little of a long table as of a short one."""
+    rows, workflow = table(pictures=2, each=2)
+    journal = opened()
+    journal.adopt(rows, workflow)
+    asked = []
+    journal._db.set_trace_callback(asked.append)
+    journal.take("a", 3)
+    journal.take("b", 3)
+    journal._db.set_trace_callback(None)
+    selects = [sql for sql in asked if sql.startswith("SELECT")]
+    plans = [row[3] for sql in selects for row in journal._db.execute(f"EXPLAIN QUERY PLAN {sql}")]
+    assert len(plans) >= 3 and all("USING INDEX next_" in plan for plan in plans), plans
+
+
 def test_one_run_at_a_time(opened, modules, tmp_path):
     opened()
     with pytest.raises(modules.journal.Busy, match="another run is using"):

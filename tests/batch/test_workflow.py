@@ -102,8 +102,12 @@ def test_a_key_is_of_all_that_a_result_depends_on(module):
     assert len({plain, found.key(row(text="a cat"), "hash"), found.key(row(text="a dog"), "other")}) == 3
     other = found.key(row(text="a dog", settings={"Auto Edit.effort": 2}), "hash")
     assert other != plain
-    found.prompt["7"]["inputs"]["keep"] = 0.4
-    assert found.key(row(text="a dog"), "hash") != plain
+    changed = json.loads(json.dumps(found.prompt))
+    changed["7"]["inputs"]["keep"] = 0.4
+    assert module.Workflow(changed).key(row(text="a dog"), "hash") != plain
+    assert module.Workflow(changed).key(row(text="a dog", settings={"Auto Edit.keep": "0.5"}), "hash") == found.key(
+        row(text="a dog", settings={"Auto Edit.keep": 0.5}), "hash"
+    ), "what a row sets itself may stand otherwise in the workflow"
 
 
 @pytest.mark.parametrize(
