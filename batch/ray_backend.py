@@ -122,14 +122,14 @@ class Edit:
 
 
 def _portable(settings: Settings) -> dict:
-    """Settings as plain values, for a process that has none of these modules yet."""
+    """Settings as values of Python's own, for a process that has none of these modules yet."""
     flow, here = settings.workflow, Path(__file__).resolve().parent
     host: Host = settings.host
     return {
         "folders": [str(here), str(here.parent / "dev")],
         "prompt": flow.prompt,
-        "picture": flow.name_of(flow.picture),
-        "text": flow.name_of(flow.text),
+        "picture": flow.picture,
+        "text": flow.text,
         "host": [str(host.path), str(host.python), host.version],
         "out": str(settings.out),
         "checkpoint": str(settings.checkpoint.resolve()) if settings.checkpoint else None,

@@ -15,26 +15,30 @@ PICTURE_TITLE, TEXT_TITLE = "Your picture", "Target text"
 TEXT_INPUTS = ("text", "value", "string", "prompt")
 SEEDS = ("seed", "noise_seed")
 
+Place = tuple[str, str]
+"""A node's id, and its input."""
+
 
 class Workflow:
     """A workflow that is queued once for every row."""
 
-    def __init__(self, prompt: dict, picture: str | None = None, text: str | None = None):
-        """prompt: in API form. picture, text: "Title" or "Title.input" of where they go, if not found by themselves.
+    def __init__(self, prompt: dict, picture: str | Place | None = None, text: str | Place | None = None):
+        """prompt: in API form.
 
-        Raises ValueError, with what fits, where that cannot be told.
+        picture, text: where they go, a Place or "Title" or "Title.input"; None where it is to be found by itself.
+        Raises ValueError, with what fits, where a title does not tell.
         """
         self.prompt = prompt
         self.titles = {id: node.get("_meta", {}).get("title") or node["class_type"] for id, node in prompt.items()}
-        self.picture = self._place_of_picture(picture)
-        self.text = self._place_of_text(text)
+        self.picture = picture if isinstance(picture, tuple) else self._place_of_picture(picture)
+        self.text = text if isinstance(text, tuple) else self._place_of_text(text)
         self.hash = _digest(prompt)
         self._hashes: dict[frozenset, str] = {}  # of the workflow without some inputs
 
     # --- places -------------------------------------------------------------------------------------------------------
 
-    def place(self, name: str, inputs: tuple[str, ...] = ()) -> tuple[str, str]:
-        """(node id, input) of "Title.input", or of "Title" with the first of `inputs` that the node has.
+    def place(self, name: str, inputs: tuple[str, ...] = ()) -> Place:
+        """The place that "Title.input" names, or "Title" with the first of `inputs` that the node has.
 
         Raises ValueError, with what there is, where no node or more than one is titled so, or it has no such input.
         """
@@ -51,18 +55,14 @@ class Workflow:
                 return found[0], key
         raise ValueError(f"{name}: {title} has no such input to set; {', '.join(literal) or 'none'} can be set")
 
-    def name_of(self, place: tuple[str, str] | None) -> str | None:
-        """The "Title.input" of a place."""
-        return f"{self.titles[place[0]]}.{place[1]}" if place else None
-
-    def _place_of_picture(self, given: str | None) -> tuple[str, str] | None:
+    def _place_of_picture(self, given: str | None) -> Place | None:
         if given:
             return self.place(given, ("image",))
         loaders = [id for id, node in self.prompt.items() if node["class_type"] == "LoadImage"]
         titled = [id for id in loaders if self.titles[id] == PICTURE_TITLE] or loaders
         return (titled[0], "image") if len(titled) == 1 else None
 
-    def _place_of_text(self, given: str | None) -> tuple[str, str] | None:
+    def _place_of_text(self, given: str | None) -> Place | None:
         if given:
             return self.place(given, TEXT_INPUTS)
         if TEXT_TITLE in self.titles.values():
@@ -102,8 +102,8 @@ class Workflow:
             prompt[id]["inputs"][name] = value
         return prompt
 
-    def _values(self, row: Row, image: str | None) -> dict[tuple[str, str], object]:
-        """(node id, input) -> what a row puts there. Raises ValueError where a setting does not fit."""
+    def _values(self, row: Row, image: str | None) -> dict[Place, object]:
+        """What a row puts where. Raises ValueError where a setting does not fit."""
         values: dict = {self.place(name): (name, value) for name, value in row.settings.items()}
         if self.picture and image is not None:
             values[self.picture] = ("image", image)
