@@ -49,7 +49,7 @@ class RayRun:
                 self.journal.finish(some)
                 yield from some
         except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
-            self.trouble.append(f"Ray: {str(error).strip().splitlines()[-1]}")
+            self.trouble.append(f"Ray: {_reason(error)}")
         finally:
             ray.shutdown()
 
@@ -79,6 +79,8 @@ class RayRun:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
         there = ray.cluster_resources().get("GPU", 0) / gpus if gpus else 1
         most = self.options.workers or max(1, int(there))
+        # Rows of a machine whose server does not start are left for the next run, until all machines have had such.
+        ray.data.DataContext.get_current().max_errored_blocks = most - 1
         self.say(f"Ray: up to {most} ComfyUI, each with {f'{gpus:g} GPU' if gpus else 'one CPU'}")
         groups = ray.data.read_parquet(str(manifest)).repartition(target_num_rows_per_block=1)
         return groups.map_batches(
@@ -137,6 +139,15 @@ def _portable(settings: Settings) -> dict:
         "stall": settings.stall,
         "threads": settings.threads,
     }
+
+
+def _reason(error: BaseException) -> str:
+    """What was wrong at the bottom of an error of Ray's, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("worker.Unusable: ")]
+    return (ours or lines or [type(error).__name__])[-1].removeprefix("worker.Unusable: ")
 
 
 def _groups(rows: Iterator[Row]) -> Iterator[list[dict]]:

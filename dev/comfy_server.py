@@ -379,7 +379,7 @@ def _command(host: comfyui.Host, work: Path, port: int) -> list[str]:
     ]
 
 
-def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float = 240) -> None:
+def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float = 600) -> None:
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         if process.poll() is not None:
