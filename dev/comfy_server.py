@@ -369,7 +369,7 @@ def _command(host: comfyui.Host, work: Path, port: int) -> list[str]:
     """What starts ComfyUI with everything it writes in the folder `work`."""
     database = f"sqlite:///{(work / 'user' / 'comfyui.db').as_posix()}"
     return [
-        *(str(host.python), "-u", str(WITH_PARENT), str(host.path / "main.py")),
+        *(str(host.python), "-u", str(WITH_PARENT), str(work), str(host.path / "main.py")),
         *("--base-directory", str(work)),
         *("--port", str(port)),
         *("--database-url", database),

@@ -138,6 +138,12 @@ def wait_for(what, process: subprocess.Popen, seconds: float = 240) -> bool:
     return False
 
 
+def folders_of(server: psutil.Process) -> list[Path]:
+    """The folder that a server works in."""
+    words = server.cmdline()
+    return [Path(word) for flag, word in zip(words, words[1:]) if flag == "--base-directory"]
+
+
 def test_killed_at_any_moment_it_goes_on(batch, results, squares, inverted, tmp_path):
     """The driver is killed outright, then a server under it; every row is there once, and as if nothing had been."""
     from run import __file__ as command
@@ -151,12 +157,14 @@ def test_killed_at_any_moment_it_goes_on(batch, results, squares, inverted, tmp_
         process = started([sys.executable, command, *arguments, "out"], tmp_path)
         assert wait_for(lambda at=at: len(contents(out) if out.exists() else ()) >= at, process)
         servers = psutil.Process(process.pid).children(recursive=True)
+        folders = [folder for server in servers for folder in folders_of(server)]
         time.sleep(drawn.random() / 20)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
         _, alive = psutil.wait_procs(servers, timeout=30)
         assert not alive, "a server ends with its driver"
+        assert folders and not any(folder.exists() for folder in folders), "and takes its folder with it"
         whole = {name: data for name, data in contents(out).items() if not name.endswith(".unfinished")}
         assert all(expected[name] == data for name, data in whole.items()), "no picture is seen half written"
     (out / "pictures" / "0059.png.unfinished").write_bytes(b"\x89PNG")  # as a power cut leaves one
