@@ -48,8 +48,8 @@ class RayRun:
                 self.journal.count([one.id for one in some])
                 self.journal.finish(some)
                 yield from some
-        except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
-            self.trouble.append(f"Ray: {_reason(error)}")
+        except Exception as error:  # Ray and Ray Data raise what they like; the rows that are left stay waiting
+            self.trouble.append(f"Ray: {type(error).__name__}: {_reason(error)}")
         finally:
             ray.shutdown()
 
