@@ -5,6 +5,7 @@
     python dev/campaign.py interrupts --tries 300  # Cancel at random moments
     python dev/campaign.py prompts --tries 2000    # inputs at extremes and of wrong types, through a real server
     python dev/campaign.py soak --tries 500        # workflows back to back from two clients
+    python dev/campaign.py kills --tries 200       # batch/run.py and its server killed at random moments
 
 A campaign goes slice by slice, each with a seed of its own, and what is done is kept in the cache folder: started
 again, it goes on where it was stopped. --anew forgets that. The last line is the row for docs/reliability.md. The exit
@@ -25,9 +26,10 @@ from pathlib import Path
 import comfyui
 from campaigns import Report
 
-TRIES = {"files": 100_000, "faults": 10, "interrupts": 300, "prompts": 2000, "soak": 500}
-SLICES = {"files": 1000, "faults": 1, "interrupts": 20, "prompts": 100, "soak": 500}
-"""Tries between two marks of what is done. Those of faults are nodes; memory is flat or not over a whole soak."""
+TRIES = {"files": 100_000, "faults": 10, "interrupts": 300, "prompts": 2000, "soak": 500, "kills": 200}
+SLICES = {"files": 1000, "faults": 1, "interrupts": 20, "prompts": 100, "soak": 500, "kills": 200}
+"""Tries between two marks of what is done. Those of faults are nodes; memory is flat or not over a whole soak, and all
+kills are of one run."""
 
 
 def main() -> None:
@@ -143,7 +145,21 @@ def _soak(host: comfyui.Host, every: int):
     return lambda tries, first: served.soak(host, tries, first)
 
 
-_RUN = {"files": _files, "faults": _faults, "interrupts": _interrupts, "prompts": _prompts, "soak": _soak}
+def _kills(host: comfyui.Host, every: int):
+    from campaigns import batches
+
+    os.environ["COMFYUI_PYTHON"] = sys.executable
+    return lambda tries, first: batches.kills(host, tries, first)
+
+
+_RUN = {
+    "files": _files,
+    "faults": _faults,
+    "interrupts": _interrupts,
+    "prompts": _prompts,
+    "soak": _soak,
+    "kills": _kills,
+}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -36,6 +37,7 @@ import comfyui
 
 PACK = Path(__file__).resolve().parent.parent
 PACK_NAME = "ComfyUI-BARET"
+WITH_PARENT = Path(__file__).resolve().parent / "with_parent.py"
 PROBE = "BaretTTISInversion"  # ComfyUI skips a pack that fails to import with one warning: this node tells
 
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol.BinaryEventTypes
@@ -43,6 +45,10 @@ PREVIEW, PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol.BinaryEventTypes
 
 class ServerError(RuntimeError):
     """The server did not start, died, or did not load the pack; the message ends with what its log says."""
+
+
+class Stalled(ServerError):
+    """The server gave no sign of progress for too long."""
 
 
 class PromptRejected(RuntimeError):
@@ -115,11 +121,13 @@ class Run:
 class Client:
     """One frontend: a WebSocket that listens from the start, and the HTTP routes.
 
-    `work` is the server's folder, with its `input` and `output`; `log` its log file. One `run` at a time.
+    `work` is the server's folder, with its `input` and `output`; `log` its log file. `patience` is how many seconds a
+    request may take. One `run` at a time.
     """
 
     def __init__(self, url: str, work: Path, log: Path):
         self.url, self.work, self.log = url, work, log
+        self.patience = 60.0
         self.id = uuid.uuid4().hex
         self._events: queue.Queue = queue.Queue()
         self._loop = asyncio.new_event_loop()
@@ -131,16 +139,18 @@ class Client:
 
     async def _listen(self) -> None:
         address = f"{self.url}/ws?clientId={self.id}"
-        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as self._socket:
-            # Must be the first message: previews then come with the id of their node.
-            await self._socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
-            self._listening.set()
-            async for message in self._socket:
-                if message.type == aiohttp.WSMsgType.TEXT:
-                    self._events.put(json.loads(message.data))
-                elif message.type == aiohttp.WSMsgType.BINARY and (preview := _preview(message.data)):
-                    self._events.put(preview)
-        self._events.put(None)
+        try:
+            async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as self._socket:
+                # Must be the first message: previews then come with the id of their node.
+                await self._socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+                self._listening.set()
+                async for message in self._socket:
+                    if message.type == aiohttp.WSMsgType.TEXT:
+                        self._events.put(json.loads(message.data))
+                    elif message.type == aiohttp.WSMsgType.BINARY and (preview := _preview(message.data)):
+                        self._events.put(preview)
+        finally:
+            self._events.put(None)
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._socket.close(), self._loop)
@@ -154,6 +164,10 @@ class Client:
 
     def history(self, prompt_id: str) -> dict:
         return self._json(f"/history/{prompt_id}").get(prompt_id, {})
+
+    def forget(self, run: Run) -> None:
+        """Let the server's history go without a run that has ended."""
+        self._post("/history", {"delete": [run.prompt_id]})
 
     def interrupt(self) -> None:
         """Cancel what runs now."""
@@ -200,22 +214,29 @@ class Client:
 
     def _request(self, path: str, body: bytes | None = None, kind: str = "") -> bytes:
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if kind else {})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=self.patience) as answer:
             return answer.read()
 
     # --- running a workflow -----------------------------------------------------------------------------------------
 
-    def run(self, prompt: dict, on_event: Callable[[dict | Preview], None] | None = None, timeout: float = 600) -> Run:
+    def run(
+        self,
+        prompt: dict,
+        on_event: Callable[[dict | Preview], None] | None = None,
+        timeout: float = 600,
+        stall: float | None = None,
+    ) -> Run:
         """Submit a workflow and follow it to its end.
 
         on_event: called with each event and preview as it comes. timeout: seconds, after which the run is cancelled.
-        Raises PromptRejected, ExecutionFailed, Interrupted, TimeoutError.
+        stall: seconds without any event, after which the server is given up, in place of a timeout.
+        Raises PromptRejected, ExecutionFailed, Interrupted, TimeoutError, Stalled.
         """
         run = Run(self.queue(prompt))
         failure: Exception | None = None
         deadline = time.monotonic() + timeout
         while True:
-            event = self._next_event(deadline, timeout)
+            event = self._next_event(deadline, timeout) if stall is None else self._sign_of_life(stall)
             if isinstance(event, dict) and event["data"].get("prompt_id") not in (None, run.prompt_id):
                 continue  # the tail of an earlier run
             if on_event:
@@ -236,6 +257,16 @@ class Client:
         except queue.Empty:
             self.interrupt()
             raise TimeoutError(f"The workflow did not end within {timeout:.0f} s.") from None
+        return self._from_server(event)
+
+    def _sign_of_life(self, stall: float) -> dict | Preview:
+        try:
+            return self._from_server(self._events.get(timeout=stall))
+        except queue.Empty:
+            raise Stalled(f"The server gave no sign of progress for {stall:.0f} s.") from None
+
+    @staticmethod
+    def _from_server(event: dict | Preview | None) -> dict | Preview:
         if event is None:
             raise ServerError("The server closed the connection while the workflow ran.")
         return event
@@ -265,19 +296,28 @@ def _preview(message: bytes) -> Preview | None:
 
 @contextlib.contextmanager
 def running(
-    host: comfyui.Host, checkpoints: Sequence[Path] = (), options: Sequence[str] = (), threads: int | None = None
+    host: comfyui.Host,
+    checkpoints: Sequence[Path] = (),
+    options: Sequence[str] = (),
+    threads: int | None = None,
+    device: str | None = None,
+    own: Path | None = None,
 ) -> Iterator[Client]:
     """Start the server with the pack and `checkpoints` in it, yield a Client, stop it. Raises ServerError.
 
     `options`: further ComfyUI command line options. `threads`: of torch on the CPU; small models want one, since
-    several wait for each other at every operation, and on a busy machine for long. The server's folder is gone at
-    the end.
+    several wait for each other at every operation, and on a busy machine for long. `device`: the one GPU that it
+    sees, as CUDA_VISIBLE_DEVICES names it. `own`: a ComfyUI folder whose models and custom nodes it has as well. The
+    server's folder is gone at the end, and the server itself when this process is gone, however that ends.
     """
     with tempfile.TemporaryDirectory(prefix="baret-server-") as folder:
         work = Path(folder)
         for name in ("custom_nodes", "input", "output", "user", "models/checkpoints"):
             (work / name).mkdir(parents=True)
-        link(PACK, work / "custom_nodes" / PACK_NAME)
+        if own is None or PACK.parent != own / "custom_nodes":
+            link(PACK, work / "custom_nodes" / PACK_NAME)
+        if own is not None:
+            options = [*options, "--extra-model-paths-config", str(_paths_of(own, work))]
         for checkpoint in checkpoints:
             link(Path(checkpoint).resolve(), work / "models" / "checkpoints" / Path(checkpoint).name)
         port = _free_port()
@@ -286,9 +326,16 @@ def running(
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(comfyui.cache_root() / "pycache")}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
         with open(log, "wb") as output:
-            command = [*_command(host, work, port), *options]
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(
+                [*_command(host, work, port), *options],
+                stdin=subprocess.PIPE,  # it ends with its other end
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
         client = None
         try:
             url = f"http://127.0.0.1:{port}"
@@ -306,23 +353,33 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            process.stdin.close()
+
+
+def _paths_of(own: Path, work: Path) -> Path:
+    """A file that tells ComfyUI where the models and custom nodes of another folder of it lie (JSON is YAML)."""
+    kinds = [path.name for path in (own / "models").iterdir() if path.is_dir()] if (own / "models").is_dir() else []
+    paths = {"base_path": str(own), "custom_nodes": "custom_nodes", **{kind: f"models/{kind}" for kind in kinds}}
+    file = work / "paths.yaml"
+    file.write_text(json.dumps({"own": paths}), encoding="utf-8")
+    return file
 
 
 def _command(host: comfyui.Host, work: Path, port: int) -> list[str]:
     """What starts ComfyUI with everything it writes in the folder `work`."""
     database = f"sqlite:///{(work / 'user' / 'comfyui.db').as_posix()}"
     return [
-        *(str(host.python), "-u", str(host.path / "main.py")),
+        *(str(host.python), "-u", str(WITH_PARENT), str(work), str(host.path / "main.py")),
         *("--base-directory", str(work)),
         *("--port", str(port)),
         *("--database-url", database),
         *("--preview-method", "latent2rgb"),
         *("--disable-auto-launch", "--disable-api-nodes"),
-        *([] if _has_accelerator(host) else ["--cpu"]),
+        *([] if accelerators(host) else ["--cpu"]),
     ]
 
 
-def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float = 240) -> None:
+def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float = 600) -> None:
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -337,10 +394,11 @@ def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float 
     raise ServerError(f"ComfyUI was not up within {limit:.0f} s; its log ends:\n{_tail(log)}")
 
 
-def _has_accelerator(host: comfyui.Host) -> bool:
-    """Whether the host's torch sees a GPU; ComfyUI does not start without one unless it is told `--cpu`."""
-    code = "import sys, torch; sys.exit(not getattr(torch, 'accelerator', torch.cuda).is_available())"
-    return subprocess.run([str(host.python), "-c", code], capture_output=True).returncode == 0
+@functools.cache
+def accelerators(host: comfyui.Host) -> int:
+    """How many GPUs the host's torch sees; ComfyUI does not start without one unless it is told `--cpu`."""
+    code = "import torch; print(getattr(torch, 'accelerator', torch.cuda).device_count())"
+    return int(subprocess.run([str(host.python), "-c", code], capture_output=True, check=True, text=True).stdout)
 
 
 def _free_port() -> int:

@@ -50,6 +50,9 @@ TEST_PACKAGES = {
     "pytest-xdist==3.8.0": "xdist",
     "hypothesis==6.170.17": "hypothesis",
     "diffusers==0.42.1": "diffusers",
+    "pyarrow>=20,<27": "pyarrow",
+    "ray[data]==2.60.0": "ray",
+    "torchmetrics==1.9.0": "torchmetrics",
     "ruff==0.17.6": "ruff",
     "basedpyright==1.40.2": "basedpyright",
 }

@@ -1,0 +1,47 @@
+"""The same run over Ray, on this machine."""
+
+import psutil
+import pytest
+
+pytest.importorskip("ray.data", reason="Ray is not installed")
+
+
+def test_two_actors_share_the_rows(batch, results, squares, inverted, tmp_path):
+    """Resumed, with a row that fails, and as without Ray to the byte."""
+    folder = squares(12)
+    (folder / "0005.png").write_text("no picture")
+    arguments = ["squares", "--workflow", inverted, "--out"]
+    by_ray = [*arguments, "out", "--ray", "local", "--workers", "2"]
+    done = batch(*by_ray)
+    assert done.returncode == 1, done.stderr
+    assert "Ray: up to 2 ComfyUI" in done.stderr
+    rows = results(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["done"] * 5 + ["failed"] + ["done"] * 6
+    assert "its bytes are none that a picture begins with" in rows[5]["error"]
+    assert [row["attempts"] for row in rows] == [1] * 12
+
+    before = results(tmp_path / "out")
+    again = batch(*by_ray)
+    assert "Ray: up to" not in again.stderr and results(tmp_path / "out") == before, "nothing is left to do"
+
+    picture = tmp_path / "out" / "pictures" / "0003.png"
+    by_actor = picture.read_bytes()
+    picture.unlink()
+    alone = batch(*arguments, "out")
+    assert alone.returncode == 1, "what Ray began goes on without it"
+    after = results(tmp_path / "out")
+    assert {row["id"] for row, old in zip(after, before) if row["seconds"] != old["seconds"]} == {"0003"}
+    assert picture.read_bytes() == by_actor
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
+
+
+def test_without_ray_it_is_asked_for(batch, squares, tmp_path, monkeypatch):
+    """An interpreter that cannot find Ray says how to get it, before anything starts."""
+    squares(1)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'ray' else find(name, *a)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = batch("squares", "--text", "a dog", "--ray", "local")
+    assert done.returncode == 2 and "--ray needs Ray" in done.stderr and "ray[data]" in done.stderr
