@@ -335,8 +335,9 @@ def _folded_width(workflow: Workflow) -> int:
 
 
 def _place_folded(workflow: Workflow, nodes: dict[int, dict], width: int, note: int) -> int:
-    """Lay the folded nodes beside the note or, in a column of their own, beside the stages, where their wires run behind
-    the nodes; returns the lowest place of what lies over the stages.
+    """Lay the folded nodes beside the note or, in a column of their own, beside the stages.
+
+    Their wires run behind the nodes. Returns the lowest place of what lies over the stages.
 
     High up, because a folded node counts with its whole height where the frontend fits a workflow into the window. For
     the same reason a column of their own begins with the tallest.

@@ -286,7 +286,8 @@ def baret_masked_edit() -> Workflow:
         "baret_masked_edit",
         "BARET 05 With a mask",
         """\
-Only white may change: here the animal, grown for the new pose. A photo: right-click it, *Open in Mask Editor*, paint.""",
+Only white may change: here the animal, grown for the new pose. A photo: right-click it, *Open in Mask Editor*, \
+paint.""",
         "只有白色处可以改变。照片：右键，用遮罩编辑器打开，涂抹，接上遮罩。",
     )
     source = _world(w, SHORT_TEXT)
@@ -437,8 +438,8 @@ def baret_lora_controlnet() -> Workflow:
         "baret_lora_controlnet",
         "BARET 11 LoRA and ControlNet on a photo",
         """\
-A LoRA and a ControlNet count in inversion and edit. Without one: *Bypass*. Edges hold the shapes; for a new pose, give \
-it a drawing.""",
+A LoRA and a ControlNet count in inversion and edit. Without one: *Bypass*. Edges hold the shapes; for a new pose, \
+give it a drawing.""",
         "LoRA 和 ControlNet 对反演和编辑都起作用。缺哪个就绕过哪个。",
     )
     source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
