@@ -7,7 +7,6 @@ image, through the pack's core in the run that the nodes share.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import in_process
@@ -125,8 +124,8 @@ def prompt_to_prompt(
         cross = p2p.CrossEdit(lent, shares=torch.full([tokens], cross_share), weights=torch.ones(tokens))
         edited[rows] = _edit_words(
             world,
-            _path_of(trajectory, rows),
-            _texts_of(to_target, rows),
+            trajectory.rows(rows),
+            to_target.rows(rows),
             cross,
             guidance_scale=cfg,
             self_share=self_share,
@@ -153,24 +152,6 @@ def _aligned_alike(world: World, batch: Batch) -> list[tuple[Tensor, list[int]]]
         _, numbers = groups.setdefault(lent.numpy().tobytes(), (lent, []))
         numbers.append(number)
     return list(groups.values())
-
-
-def _path_of(trajectory, rows: list[int]):
-    """The trajectory of some images of a batch."""
-    return replace(trajectory, pivots=trajectory.pivots[:, rows], latents=trajectory.latents[:, rows])
-
-
-def _texts_of(embeddings, rows: list[int]):
-    """The embeddings of some images of a batch."""
-    each_step = embeddings.negative.ndim == 4
-    return replace(
-        embeddings,
-        tuned=embeddings.tuned[:, rows],
-        target=embeddings.target[rows],
-        negative=embeddings.negative[:, rows] if each_step else embeddings.negative[rows],
-        losses=embeddings.losses[:, rows],
-        updates=embeddings.updates[:, rows],
-    )
 
 
 def _with_target(world: World, batch: Batch, embeddings):

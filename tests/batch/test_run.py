@@ -37,7 +37,7 @@ def test_a_folder_of_drawn_scenes_and_a_text(batch, results, tmp_path):
     assert [row["pictures"] for row in rows] == [["scene-0001.png"], ["scene-0002.png"]]
     assert all(Image.open(out / "pictures" / name).size == (512, 512) for name in contents(out))
     assert all("how far each candidate obeys" in row["report"] and row["choice"] in row["report"] for row in rows)
-    assert all(len(json.loads(row["scores"])) >= 2 for row in rows), "how far each candidate obeys"
+    assert all(row["choice"] in json.loads(row["scores"]) for row in rows), "how far each candidate obeys"
     sheet = Image.open(out / "sheets" / "00001.jpg").convert("L")
     assert sheet.getextrema()[0] < 128, "pictures on the contact sheet"
     assert "2 rows: 2 done, 0 failed, 0 left" in (out / "summary.txt").read_text()
@@ -184,7 +184,7 @@ def test_killed_at_any_moment_it_goes_on(batch, results, squares, inverted, tmp_
 def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
     from run import __file__ as command
 
-    squares(60)
+    squares(400)
     out = tmp_path / "out"
     arguments = ["squares", "--workflow", str(inverted), "--out", "out"]
     process = started([sys.executable, command, *arguments], tmp_path)
@@ -194,7 +194,7 @@ def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
     assert process.returncode == 1 and "the same command goes on" in said, said
     rows = results(out)
     done = [row for row in rows if row["status"] == "done"]
-    assert len(rows) == 60 and 4 <= len(done) < 60
+    assert len(rows) == 400 and 4 <= len(done) < 400
     extra = set(contents(out)) - {row["pictures"][0] for row in done}
     assert len(extra) <= 1, "of the row that was under way"
 

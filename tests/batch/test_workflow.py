@@ -142,7 +142,7 @@ def test_a_report_of_auto_edit_is_taken_apart():
 
     names = [candidate.name for candidate in auto_edit.CANDIDATES]
     scores = torch.tensor([[0.25], [-1.5], [float("nan")], [1.04]])
-    unused = dict.fromkeys(("edit", "mask", "candidates", "distances"))
+    unused = dict.fromkeys(("edit", "mask", "candidates"))
     chosen, obeys = torch.tensor([1]), torch.zeros(4, 1, dtype=torch.bool)
     found = auto_edit.AutoEdit(**unused, scores=scores, obeys=obeys, chosen=chosen, names=tuple(names))
     choice, told = choice_and_scores(found.report())

@@ -416,17 +416,7 @@ class TestEditSweep:
         both, edits = sweep_of(trajectory, embeddings)
         assert both.shape[0] == 2 and edits.shape[0] == 4
         for image in range(2):
-            here = slice(image, image + 1)
-            path = replace(trajectory, pivots=trajectory.pivots[:, here], latents=trajectory.latents[:, here])
-            alone = replace(
-                embeddings,
-                tuned=embeddings.tuned[:, here],
-                losses=embeddings.losses[:, here],
-                updates=embeddings.updates[:, here],
-                target=embeddings.target[here],
-                negative=embeddings.negative[here],
-            )
-            _, cells = sweep_of(path, alone)
+            _, cells = sweep_of(trajectory.rows([image]), embeddings.rows([image]))
             torch.testing.assert_close(edits[2 * image : 2 * image + 2], cells, rtol=0, atol=1e-3)
 
     @pytest.fixture
