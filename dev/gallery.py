@@ -20,7 +20,7 @@ SIDE, GAP = 192, 12
 # Scene and target text.
 EDITS = (
     (workflows.SCENE, workflows.SHORT_TEXT),
-    (workflows.SCENE, "a yellow dog"),
+    (workflows.SCENE, "a red dog"),
     ({"seed": 1}, "a dog on a beach"),
     ({"seed": 8}, "a cat"),
 )
@@ -86,7 +86,8 @@ def looks(client) -> dict[str, bytes]:
     ids = {node["class_type"]: id for id, node in prompt.items()}
     scene, transition = ids["BaretWorldScene"], ids["BaretTransitionEmbedding"]
     (shown,) = (node for node in prompt.values() if node["_meta"]["title"] == "Edit")
-    edit = shown["inputs"]["images"]
+    enlarged, _ = shown["inputs"]["images"]
+    edit = prompt[enlarged]["inputs"]["image"]
     dials = prompt[ids["BaretBAMEdit"]]["inputs"]
     dials = {name: dials[name] for name in ("cfg", "passes", "max_resolution", "auto_mask", "tau_sa", "tau_ca")}
     world, ttis = ids["BaretWorldLoader"], ids["BaretTTISInversion"]

@@ -104,10 +104,10 @@ def came_true(scenes, scene, wanted: list[Wish], pictures) -> list[bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Count which words come true from the first template.")
     comfyui.add_arguments(parser)
-    comfyui.enter(parser.parse_args())
+    host = comfyui.enter(parser.parse_args())
     import in_process  # needs the host's interpreter
 
-    in_process.load_host(cpu=True)
+    in_process.load_host(host.path, cpu=True)
     pack = in_process.load_pack()
     scenes = pack.module("world.scenes")
     asked, came = Counter(), Counter()

@@ -211,7 +211,7 @@ def baret_edit() -> Workflow:
         "baret_edit",
         "BARET 01 Start here - edit by words",
         f"""\
-1 WRITE what is in the picture and what is new: *a dog lying*, *a yellow dog*. 2 PRESS RUN. 3 LOOK.
+1 WRITE what is in the picture and what is new: *a dog lying*, *a red dog*. 2 PRESS RUN. 3 LOOK.
 
 {WORLD_WORDS}""",
         "1 用英文写：图里有什么、什么是新的（只认识上面的词）。2 按“运行”。3 看结果。",
