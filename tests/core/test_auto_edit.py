@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from baret_ops.attention import Sharing
 from baret_ops.edits import auto_edit as module
 from baret_ops.edits.auto_edit import (
     CANDIDATES,
@@ -151,6 +152,23 @@ class TestAutoEdit:
             eps, _ = network(schedule.to_sampler(z, i), schedule.sigma(i), cond=embeddings.tuned[i])
             z = schedule.step(z, eps, i, i + 1)
         torch.testing.assert_close(found.edit, z)
+
+    def test_the_reconstruction_lends_and_is_not_taken_for_the_edit(self, monkeypatch):
+        """Begun elsewhere than the picture, an edit with lent layout follows the tuned text from its own latent."""
+        monkeypatch.setattr(module, "CANDIDATES", (Candidate("lent", guidance=0.0, layout=(0.0, 1.0), fresh=True),))
+        monkeypatch.setattr(module, "renoised", lambda latent, *_: 0.5 * latent)
+        monkeypatch.setattr(module, "GUIDED", 1.0)
+        trajectory, embeddings = inversion((1.0, 1.0))
+        everywhere = torch.ones_like(trajectory.pivots[-1][:, :1])
+        monkeypatch.setattr(module, "regions", lambda source: (everywhere, everywhere))
+        found = auto_edit(AnyNetwork(), trajectory, embeddings, guidance_scale=W, effort=1)
+        network, z, schedule = AnyNetwork(), 0.5 * trajectory.latents[0], trajectory.schedule
+        lent = Sharing(processes=2, self_from=(1, 1))
+        for i in range(STEPS):
+            x = schedule.to_sampler(torch.cat([z, trajectory.latents[i]]), i)
+            eps, _ = network(x, schedule.sigma(i), cond=embeddings.tuned[i].repeat(2, 1, 1), sharing=lent)
+            z = schedule.step(z, eps[:B], i, i + 1)
+        torch.testing.assert_close(found.candidates[0], z)
 
     def test_each_image_is_decided_on_its_own(self):
         trajectory, embeddings = inversion((1.0, 1.0))
