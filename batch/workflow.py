@@ -223,9 +223,7 @@ def _read(file: Path) -> dict:
     if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
         raise ValueError(f"--workflow is {file}, a workflow for the canvas; save it with File > Export (API)")
     nodes = prompt.values() if isinstance(prompt, dict) else [None]
-    if not all(
-        isinstance(node, dict) and isinstance(node.get("inputs"), dict) and "class_type" in node for node in nodes
-    ):
+    if not all(map(_is_node, nodes)):
         raise ValueError(f"--workflow is {file}, which is no workflow; one from File > Export (API) fits")
     return prompt
 

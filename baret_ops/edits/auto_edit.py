@@ -12,7 +12,6 @@ agree on stays.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,17 +22,14 @@ from torch import Tensor
 from ..attention import Sharing
 from ..predict import OnStep, Predict
 from ..values import Embeddings, Trajectory, require_match
-from .auto_mask import smoothed
+from .auto_mask import another_scene, smoothed
 from .judge import Answers, ask
 from .region import Region, dilated, renoised
-from .sampling import guided_step
+from .sampling import guided_step, injected_steps
 
 MAY_CHANGE, AT_ODDS = 0.2, 0.4
 """Shares of the greatest difference between the texts: above the first a place may change, above the second the text is
 at odds with the picture there, and that is where fresh noise goes."""
-ANOTHER_SCENE = 0.5
-"""Share of the picture above which a text that is at odds with it asks for another scene, whose parts must fit
-together: no fresh noise goes there."""
 GUIDED = 0.8
 """Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail; the text alone does that."""
 LENIENCE = 0.5
@@ -67,7 +63,7 @@ class Candidate:
 
     def first(self, steps: int) -> int:
         """The first of its steps, of N."""
-        return _step_at(self.begins, steps)
+        return injected_steps(self.begins, steps)
 
 
 _OLD_LOOKS = (0.2, 0.7)  # a shape is settled before, and colours that the text asks for come after
@@ -80,15 +76,10 @@ CANDIDATES = (
 """In the order in which they are tried; ``effort`` says how many of the first."""
 
 
-def _step_at(share: float, steps: int) -> int:
-    """The step of N at a share of them."""
-    return math.floor(share * steps + 0.5)
-
-
 def within(span: Span, i: int, steps: int) -> bool:
     """Whether step i of N lies in a span."""
     start, end = span
-    return _step_at(start, steps) <= i < _step_at(end, steps)
+    return injected_steps(start, steps) <= i < injected_steps(end, steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +139,7 @@ def regions(source: Answers) -> tuple[Tensor, Tensor]:
     greatest = difference.amax((2, 3), keepdim=True)
     may_change = (difference > MAY_CHANGE * greatest).to(difference)
     at_odds = (difference > AT_ODDS * greatest).to(difference)
-    another_scene = at_odds.mean((1, 2, 3), keepdim=True) > ANOTHER_SCENE
-    at_odds = torch.where(another_scene, 0.0, at_odds)
+    at_odds = torch.where(another_scene(at_odds), 0.0, at_odds)  # no fresh noise there
     return dilated(may_change, reach), at_odds
 
 

@@ -48,13 +48,19 @@ def auto_mask(predict: Predict, trajectory: Trajectory, embeddings: Embeddings, 
     """The share of the edit in each latent cell, ``[B,1,h,w]`` in 0..1, from :func:`noise_difference`.
 
     0 up to ``threshold`` and 1 from three times that on. Between lies a ramp: a hard border costs fidelity beside the
-    object and success within it. A picture of which more than half is to change is free throughout: such a text asks
-    for another scene, whose parts must fit together.
+    object and success within it. A picture of :func:`another_scene` is free throughout.
     """
     difference = noise_difference(predict, trajectory, embeddings)
     mask = ((difference - threshold) / (2 * threshold)).clamp(0.0, 1.0)
-    another_scene = mask.mean((1, 2, 3), keepdim=True) > 0.5
-    return torch.where(another_scene, 1.0, mask)
+    return torch.where(another_scene(mask), 1.0, mask)
+
+
+def another_scene(mask: Tensor) -> Tensor:
+    """Whether a text asks for another scene, whose parts must fit together: more than half of a picture is to change.
+
+    mask: ``[B,1,h,w]`` in 0..1. Returns ``[B,1,1,1]`` bool.
+    """
+    return mask.mean((1, 2, 3), keepdim=True) > 0.5
 
 
 def edit_mask(

@@ -111,6 +111,18 @@ def test_fresh_noise_counts_where_it_gains_enough(keep, chosen):
     assert obeys[2].tolist() == [True, True, True, False], "what was not tried does not obey"
 
 
+@pytest.fixture
+def guided_everywhere(monkeypatch):
+    """Guidance in every step, and no place that must stay."""
+
+    def everywhere(source):
+        free = torch.ones_like(source.difference())
+        return free, free
+
+    monkeypatch.setattr(module, "GUIDED", 1.0)
+    monkeypatch.setattr(module, "regions", everywhere)
+
+
 class TestAutoEdit:
     @pytest.mark.parametrize("effort", [1, 2, 3, 4])
     def test_rows_of_each_effort(self, effort):
@@ -139,13 +151,10 @@ class TestAutoEdit:
         found = auto_edit(AnyNetwork(), trajectory, embeddings, guidance_scale=W, effort=1)
         torch.testing.assert_close(found.candidates[0], trajectory.latents[-1])
 
-    def test_guidance_leads_from_the_tuned_text_to_the_target(self, monkeypatch):
+    def test_guidance_leads_from_the_tuned_text_to_the_target(self, monkeypatch, guided_everywhere):
         """Without any, an edit follows the tuned text at every step."""
         monkeypatch.setattr(module, "CANDIDATES", (Candidate("unguided", guidance=0.0),))
-        monkeypatch.setattr(module, "GUIDED", 1.0)
         trajectory, embeddings = inversion((1.0, 1.0))
-        everywhere = torch.ones_like(trajectory.pivots[-1][:, :1])
-        monkeypatch.setattr(module, "regions", lambda source: (everywhere, everywhere))
         found = auto_edit(AnyNetwork(), trajectory, embeddings, guidance_scale=W, effort=1)
         network, z, schedule = AnyNetwork(), trajectory.latents[0], trajectory.schedule
         for i in range(STEPS):
@@ -153,14 +162,11 @@ class TestAutoEdit:
             z = schedule.step(z, eps, i, i + 1)
         torch.testing.assert_close(found.edit, z)
 
-    def test_the_reconstruction_lends_and_is_not_taken_for_the_edit(self, monkeypatch):
+    def test_the_reconstruction_lends_and_is_not_taken_for_the_edit(self, monkeypatch, guided_everywhere):
         """Begun elsewhere than the picture, an edit with lent layout follows the tuned text from its own latent."""
         monkeypatch.setattr(module, "CANDIDATES", (Candidate("lent", guidance=0.0, layout=(0.0, 1.0), fresh=True),))
         monkeypatch.setattr(module, "renoised", lambda latent, *_: 0.5 * latent)
-        monkeypatch.setattr(module, "GUIDED", 1.0)
         trajectory, embeddings = inversion((1.0, 1.0))
-        everywhere = torch.ones_like(trajectory.pivots[-1][:, :1])
-        monkeypatch.setattr(module, "regions", lambda source: (everywhere, everywhere))
         found = auto_edit(AnyNetwork(), trajectory, embeddings, guidance_scale=W, effort=1)
         network, z, schedule = AnyNetwork(), 0.5 * trajectory.latents[0], trajectory.schedule
         lent = Sharing(processes=2, self_from=(1, 1))
