@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 from comfyui import Host
 from journal import Ended, Journal
-from rows import Row
+from rows import Row, chunks
 from worker import Settings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -69,7 +69,7 @@ class RayRun:
         path = self.settings.out / MANIFEST
         schema = pyarrow.schema([("rows", pyarrow.string())])
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-            for some in _chunks(_groups(self.journal.waiting()), 1000):
+            for some in chunks(_groups(self.journal.waiting()), 1000):
                 writer.write_table(pyarrow.table({"rows": [json.dumps(group) for group in some]}, schema))
         return path
 
@@ -161,14 +161,3 @@ def _groups(rows: Iterator[Row]) -> Iterator[list[dict]]:
         group.append(fields)
     if group:
         yield group
-
-
-def _chunks(items: Iterator, size: int) -> Iterator[list]:
-    some: list = []
-    for item in items:
-        some.append(item)
-        if len(some) == size:
-            yield some
-            some = []
-    if some:
-        yield some

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from files import UNFINISHED, publish, write_whole
 from journal import Journal
+from rows import chunks
 
 COLUMNS = {
     "row": "int64",
@@ -67,7 +68,7 @@ def _write_parquet(path: Path, records: Iterator[dict]) -> None:
 
     schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for some in _chunks(records):
+        for some in chunks(records, _AT_A_TIME):
             writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
 
 
@@ -76,17 +77,6 @@ def _write_csv(path: Path, records: Iterator[dict]) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(records)
-
-
-def _chunks(records: Iterator[dict]) -> Iterator[list[dict]]:
-    some: list[dict] = []
-    for record in records:
-        some.append(record)
-        if len(some) == _AT_A_TIME:
-            yield some
-            some = []
-    if some:
-        yield some
 
 
 def summary(journal: Journal, ran: int, seconds: float) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,3 +168,15 @@ def _parquet(table: Path):
         return pyarrow.parquet.ParquetFile(table)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{table} cannot be read as Parquet: {error}") from None
+
+
+def chunks(items: Iterable, size: int) -> Iterator[list]:
+    """So many items at a time; the last may be fewer."""
+    some: list = []
+    for item in items:
+        some.append(item)
+        if len(some) == size:
+            yield some
+            some = []
+    if some:
+        yield some
