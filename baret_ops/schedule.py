@@ -99,6 +99,6 @@ def ddim_step(x: Tensor, eps: Tensor, sigma: float, sigma_next: float) -> Tensor
     return x + (sigma_next - sigma) * eps
 
 
-def guide(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float | Tensor) -> Tensor:
+def guide(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance, ``eps_uncond + w * (eps_cond - eps_uncond)`` (Ho & Salimans 2021)."""
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
@@ -92,7 +90,7 @@ class BaretEditSweep(io.ComfyNode):
         size = wires.picture_size(trajectory)
         require_drawable(size, len(taus), trajectory.images * len(ranges), side=max(size))
         cells = trajectory.pivots[0, :, 0].numel()
-        sweep = Sweep(trajectory, embeddings, ranges, taus, _MOST_CELLS // cells, cfg)
+        sweep = Sweep(trajectory, embeddings, ranges, taus, _MOST_CELLS // cells)
         sheet = _Sheet(vae, trajectory, ranges, selfs, crosses)
         show = run.picture_progress(sweep.forwards)
         show(sheet.drawn(0), 0)
@@ -105,8 +103,10 @@ class BaretEditSweep(io.ComfyNode):
                 return advance(
                     predict,
                     trajectory,
-                    [replace(each, region=Region(found[0])) for each in edits],
+                    edits,
                     span,
+                    guidance_scale=cfg,
+                    region=Region(found[0]),
                     uncond_too=passes == "both",
                     max_tokens=most_tokens(max_resolution),
                     on_step=on_step,

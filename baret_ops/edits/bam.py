@@ -32,7 +32,6 @@ class Edits:
     """Edits with one transition and different dials, on their way through the steps.
 
     dials: of each edit.
-    guidance_scale: w of these edits and of their transition. region: where they may differ from the picture.
     transition: the transition's latent ``[B,C,h,w]``, VP form, as long as anything borrows from it.
     latents: the edits' by the dials they have followed so far. Edits that have followed the same ones are one until
         they part, so that N steps of many edits cost less than N times as many.
@@ -41,8 +40,6 @@ class Edits:
 
     embeddings: Embeddings
     dials: tuple[Dials, ...]
-    guidance_scale: float
-    region: Region
     transition: Tensor
     latents: dict[Dials, Tensor]
     masks: dict[Dials, Tensor | None]
@@ -53,22 +50,19 @@ class Edits:
         trajectory: Trajectory,
         embeddings: Embeddings,
         dials: Iterable[Dials],
-        guidance_scale: float = 7.5,
-        region: Region = EVERYWHERE,
         start: Tensor | None = None,
     ) -> Edits:
         """Edits at the picture's noise, or at ``start [B,C,h,w]`` in its place. Raises ValueError for a misfit."""
         require_match(trajectory, embeddings)
         dials, noise = tuple(dials), trajectory.pivots[0]
         latents = dict.fromkeys(distinct(dials, 0), noise if start is None else start)
-        return cls(embeddings, dials, guidance_scale, region, noise, latents, masks=dict.fromkeys(latents))
+        return cls(embeddings, dials, noise, latents, masks=dict.fromkeys(latents))
 
     def to(self, device: torch.device) -> Edits:
         """These edits with their tensors on a device."""
         return replace(
             self,
             embeddings=self.embeddings.to(device),
-            region=self.region.to(device),
             transition=self.transition.to(device),
             latents={dials: latent.to(device) for dials, latent in self.latents.items()},
         )
@@ -85,6 +79,8 @@ def advance(
     many: list[Edits],
     steps: range,
     *,
+    guidance_scale: float = 7.5,
+    region: Region = EVERYWHERE,
     uncond_too: bool = False,
     max_tokens: int | None = None,
     on_step: OnStep | None = None,
@@ -92,13 +88,13 @@ def advance(
 ) -> list[Edits]:
     """Take edits through ``steps`` side by side; see :func:`bam` and :func:`.plan.plan_step`.
 
+    guidance_scale: w of all edits and their transitions. region: where they may differ from the picture.
     on_step: reports the edits side by side, from left to right. watch: see :data:`Watch`. Raises NotFinite.
     """
     schedule, images, device = trajectory.schedule, trajectory.images, trajectory.pivots.device
-    many = [edits.to(device) for edits in many]
+    many, region = [edits.to(device) for edits in many], region.to(device)
     entries = [
-        Entry(edits.dials, transition_is_reconstruction(trajectory, edits.embeddings, edits.guidance_scale))
-        for edits in many
+        Entry(edits.dials, transition_is_reconstruction(trajectory, edits.embeddings, guidance_scale)) for edits in many
     ]
     for i in steps:
         plan = plan_step(i, entries, watched=watch is not None)
@@ -116,26 +112,17 @@ def advance(
             # What only lends has no unconditional row.
             eps_cond, _ = predict(x, sigma, cond=texts, **how)
             _, eps_uncond = predict(x[:rows], sigma, uncond=negative.repeat(plan.guided, 1, 1))
-        guidance = _guidance_of(plan, many, images, z)
-        arrived, clean = guided_step(schedule, i, z[:rows], eps_cond[:rows], eps_uncond[:rows], guidance)
+        arrived, clean = guided_step(schedule, i, z[:rows], eps_cond[:rows], eps_uncond[:rows], guidance_scale)
 
         moved = _Moved(list(arrived.split(images)), list(clean.split(images)), [None] * plan.guided)
         for place, process in enumerate(plan.processes):
             if process.role == EDIT:
-                moved.keep_outside(many[process.entry].region, place, i, trajectory)
+                moved.keep_outside(region, place, i, trajectory)
         many = [moved.of(number, edits, plan) for number, edits in enumerate(many)]
         if on_step is not None:
             edits = sum(process.role == EDIT for process in plan.processes)
             on_step(i, torch.cat(moved.clean[:edits], -1), torch.cat(moved.latents[:edits], -1))
     return many
-
-
-def _guidance_of(plan: Plan, many: list[Edits], images: int, z: Tensor) -> float | Tensor:
-    """The guidance of each row ``[R,1,1,1]`` of the guided processes, or one number where it is the same for all."""
-    scales = [many[process.entry].guidance_scale for process in plan.processes[: plan.guided]]
-    if len(set(scales)) == 1:
-        return scales[0]
-    return torch.tensor(scales, dtype=z.dtype, device=z.device).repeat_interleave(images)[:, None, None, None]
 
 
 @dataclass(eq=False)
@@ -246,6 +233,7 @@ def bam(
     mask = edit_mask(predict, trajectory, embeddings, None if mask is None else mask.to(device), auto_mask)
     start = renoised_start(predict, trajectory, embeddings, renoise, mask, seed) if renoise else None
     dials = Dials.of(steps, tau_sa, tau_ca, appearance)
-    begun = Edits.begin(trajectory, embeddings, [dials], guidance_scale, Region(mask, change_mask), start)
-    (edits,) = advance(predict, trajectory, [begun], range(steps), **how)
+    begun = Edits.begin(trajectory, embeddings, [dials], start)
+    region = Region(mask, change_mask)
+    (edits,) = advance(predict, trajectory, [begun], range(steps), guidance_scale=guidance_scale, region=region, **how)
     return edits.results()[0], whole(edits.masks[dials], trajectory.pivots[0])

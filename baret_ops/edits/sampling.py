@@ -30,7 +30,7 @@ def injected_steps(tau: float, steps: int, name: str = "tau") -> int:
 
 
 def guided_step(
-    schedule: Schedule, i: int, z: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float | Tensor
+    schedule: Schedule, i: int, z: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float
 ) -> tuple[Tensor, Tensor]:
     """The guided DDIM step i from ``z [R,C,h,w]``: where it arrives, and the clean latent predicted; both in VP form.
 

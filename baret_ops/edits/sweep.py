@@ -28,7 +28,6 @@ class Sweep:
     ranges: Sequence[tuple[float, float]]
     taus: Sequence[tuple[float, float]]
     most: int
-    guidance_scale: float = 7.5
 
     @property
     def _columns(self) -> list[list[Dials]]:
@@ -82,4 +81,4 @@ class Sweep:
 
     def _begin(self, etas: tuple[float, float], group: list[Dials]) -> Edits:
         moving = self.embeddings.with_transition(*etas)
-        return Edits.begin(self.trajectory, moving, group, self.guidance_scale)
+        return Edits.begin(self.trajectory, moving, group)

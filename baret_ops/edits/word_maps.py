@@ -88,9 +88,11 @@ def watch_edit(
         if on_step is not None:
             on_step(step, clean, z)
 
-    begun = Edits.begin(trajectory, embeddings, [Dials.of(steps, tau_sa, tau_ca)], guidance_scale)
+    begun = Edits.begin(trajectory, embeddings, [Dials.of(steps, tau_sa, tau_ca)])
     watch = watch_words(sums, words, span, grids.wanted)
-    (edits,) = advance(predict, trajectory, [begun], range(steps), on_step=check, watch=watch)
+    (edits,) = advance(
+        predict, trajectory, [begun], range(steps), guidance_scale=guidance_scale, on_step=check, watch=watch
+    )
     redrawn = trajectory.latents[-1]
     same = transition_is_reconstruction(trajectory, embeddings, guidance_scale)
     heat = sums.mean().unflatten(0, (3, images)).movedim(0, 2)

@@ -230,13 +230,11 @@ class TestManyEdits:
     def test_each_is_the_one_alone(self, both, halt):
         trajectory, embeddings = inversion((1.0, 1.0))
         mask = torch.linspace(0.2, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4)
-        how = {"uncond_too": both}
-        many = [
-            Edits.begin(trajectory, embeddings.with_transition(*eta), dials(self.TAUS), W, Region(mask))
-            for eta in self.ETAS
-        ]
-        many = advance(Network(), trajectory, many, range(halt), **how)
-        many = [advance(Network(), trajectory, [edits], range(halt, STEPS), **how)[0] for edits in many]
+        how = {"uncond_too": both, "guidance_scale": W}
+        many = [Edits.begin(trajectory, embeddings.with_transition(*eta), dials(self.TAUS)) for eta in self.ETAS]
+        within = {"region": Region(mask), **how}
+        many = advance(Network(), trajectory, many, range(halt), **within)
+        many = [advance(Network(), trajectory, [edits], range(halt, STEPS), **within)[0] for edits in many]
         for eta, edits in zip(self.ETAS, many):
             for taus, got in zip(self.TAUS, edits.results()):
                 torch.testing.assert_close(
@@ -248,7 +246,6 @@ class TestManyEdits:
                         tau_sa=taus[0],
                         tau_ca=taus[1],
                         mask=mask,
-                        guidance_scale=W,
                         **how,
                     ),
                 )
@@ -256,11 +253,11 @@ class TestManyEdits:
     def test_what_is_common_runs_once(self):
         trajectory, embeddings = inversion((0.8, 0.1))
         many = [
-            Edits.begin(trajectory, embeddings.with_transition(*eta), dials([(0.25, 0.5), (0.5, 0.5)]), W)
+            Edits.begin(trajectory, embeddings.with_transition(*eta), dials([(0.25, 0.5), (0.5, 0.5)]))
             for eta in ((0.8, 0.1), (0.6, 0.1))
         ]
         network = Network()
-        advance(network, trajectory, many, range(STEPS))
+        advance(network, trajectory, many, range(STEPS), guidance_scale=W)
         # One reconstruction for half of the steps; for each eta a transition for half of them, and edits that are one
         # for a quarter.
         assert network.rows == B * (STEPS // 2 + 2 * 2 * (STEPS // 2 + STEPS // 4 + 2 * (3 * STEPS // 4)))

@@ -22,7 +22,7 @@ def run(sweep, trajectory):
             return super().__call__(x, sigma, **how)
 
     def through(edits, span):
-        done = advance(Watched(), trajectory, edits, span)
+        done = advance(Watched(), trajectory, edits, span, guidance_scale=W)
         steps.append(len(span))
         return done
 
@@ -32,7 +32,7 @@ def run(sweep, trajectory):
 @pytest.mark.parametrize("most", [3, 4, 7, 100])
 def test_each_cell_is_the_edit_alone_and_no_forward_is_larger(most):
     trajectory, embeddings = inversion((1.0, 1.0))
-    sweep = Sweep(trajectory, embeddings, RANGES, TAUS, most, W)
+    sweep = Sweep(trajectory, embeddings, RANGES, TAUS, most)
     rows, largest, steps = run(sweep, trajectory)
     assert largest <= sweep.processes <= most
     assert steps == sweep.forwards
@@ -46,7 +46,7 @@ def test_each_cell_is_the_edit_alone_and_no_forward_is_larger(most):
 def test_many_taus_are_bounded_as_many_etas_are():
     trajectory, embeddings = inversion((0.8, 0.1))
     taus = [(a / STEPS, b / STEPS) for a in range(STEPS) for b in range(STEPS)]
-    sweep = Sweep(trajectory, embeddings, [(0.8, 0.1)], taus, 10, W)
+    sweep = Sweep(trajectory, embeddings, [(0.8, 0.1)], taus, 10)
     assert sweep.processes == 10
     rows, largest, _ = run(sweep, trajectory)
     assert len(rows[0]) == len(taus) == 64 and largest <= 10
