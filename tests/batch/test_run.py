@@ -352,6 +352,17 @@ def test_pictures_share_a_batch(worker, server, tmp_path):
         assert alone.choice == one.choice and alone.report.split(";")[-1] == one.report.split(";")[-1]
 
 
+def run_all(worker, rows):
+    """How all rows end, taken in batches as large as the worker takes them then."""
+    waiting, ended = list(rows), []
+    while waiting:
+        taken, waiting = waiting[: worker.batch_size], waiting[worker.batch_size :]
+        some, later = worker.run(taken)
+        ended += some
+        waiting += later
+    return ended
+
+
 def test_out_of_memory_lowers_the_batch(worker, server, squares, monkeypatch):
     from comfy_server import Client, ExecutionFailed
 
@@ -367,12 +378,7 @@ def test_out_of_memory_lowers_the_batch(worker, server, squares, monkeypatch):
 
     monkeypatch.setattr(Client, "run", small_memory)
     crowded = worker(client=server, batch_size=8)
-    waiting, ended = list(rows), []
-    while waiting:
-        taken, waiting = waiting[: crowded.batch_size], waiting[crowded.batch_size :]
-        some, later = crowded.run(taken)
-        ended += some
-        waiting += later
+    ended = run_all(crowded, rows)
     assert crowded.batch_size == 2 and len(crowded.said) == 2, crowded.said
     assert sorted(one.id for one in ended) == [row.id for row in rows]
     assert all(one.status == "done" for one in ended)
@@ -394,9 +400,6 @@ def test_a_row_that_fails_in_a_batch_takes_no_other_with_it(worker, server, squa
 
     monkeypatch.setattr(Client, "run", one_is_bad)
     batches = worker(client=server, batch_size=4)
-    waiting, ended = list(rows), []
-    while waiting:
-        some, waiting = batches.run(waiting)
-        ended += some
+    ended = run_all(batches, rows)
     assert {one.id: one.error for one in ended if one.status == "failed"} == {"r2": "Invert: this one does not fit."}
     assert len(ended) == 4 and batches.batch_size == 4, "other rows go in batches still"
