@@ -271,6 +271,7 @@ def fingerprints(pictures: Tensor) -> tuple[str, ...]:
 
 def of_other_pictures(trajectory: Trajectory, embeddings: Embeddings) -> list[int]:
     """Numbers, from 1, of the images whose embeddings were made for another picture; none where that is not known."""
-    made_for = embeddings.pictures or ()
-    given = fingerprints(trajectory.pivots[-1])
-    return [number for number, (one, other) in enumerate(zip(given, made_for), 1) if one != other]
+    if embeddings.pictures is None:
+        return []
+    pairs = zip(fingerprints(trajectory.pivots[-1]), embeddings.pictures)
+    return [number for number, (given, made_for) in enumerate(pairs, 1) if given != made_for]

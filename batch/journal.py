@@ -305,9 +305,14 @@ def stamp(image: Path | None) -> str:
 def hash_of(image: Path | None) -> str:
     """A hash of a file's bytes, empty where there is none."""
     try:
-        return hashlib.sha256(image.read_bytes()).hexdigest()[:32]
+        return digest(image.read_bytes())
     except (OSError, AttributeError):
         return ""
+
+
+def digest(data: bytes) -> str:
+    """The hash that a picture's bytes are known by."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _size(path: Path) -> int:

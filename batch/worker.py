@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import io
 import re
@@ -17,7 +16,7 @@ import comfy_server
 import comfyui
 from comfy_server import Client, ExecutionFailed, Interrupted, PromptRejected, ServerError
 from files import write_whole
-from journal import PICTURES, Ended, hash_of, stamp
+from journal import PICTURES, Ended, digest, hash_of, stamp
 from PIL import Image  # the host's
 from rows import Row
 from workflow import Workflow
@@ -190,12 +189,12 @@ class Worker:
                 size, bands = picture.size, picture.getbands()
         except Exception as error:  # its decoders raise what they like on damaged bytes
             raise ValueError(f"{row.image} cannot be read as a picture: {_without_address(error)}") from None
-        digest = hashlib.sha256(data).hexdigest()[:32]
-        path = client.work / "input" / (digest + row.image.suffix.lower())
+        known_by = digest(data)
+        path = client.work / "input" / (known_by + row.image.suffix.lower())
         if not path.exists():
             path.write_bytes(data)
         opaque = "A" not in bands and "transparency" not in picture.info
-        return _Loaded(row, path.name, stamp(row.image), digest, size, opaque)
+        return _Loaded(row, path.name, stamp(row.image), known_by, size, opaque)
 
     def _edit(self, loaded: list[_Loaded], client: Client) -> list[Ended]:
         """Run the workflow for one row, or for several in a batch."""

@@ -61,7 +61,7 @@ def edited(pack, scene, texts: list[str]):
     for node in workflows.example("baret_edit").values():
         own = {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
         settings[node["class_type"]] = own
-    picture, _ = pack.module("world.scenes").render([scene])[:2]
+    picture, _ = pack.module("world.scenes").render([scene])
     model, clip, vae = pack.call("BaretWorldLoader")
     encoded = [call_stock("CLIPTextEncode", clip=clip, text=text)[0][0][0] for text in texts]
     (negative,) = call_stock("CLIPTextEncode", clip=clip, text="")

@@ -186,8 +186,7 @@ def _leave_inference(module: nn.Module) -> None:
             if weight is not None and weight.is_inference():
                 part._parameters[name] = nn.Parameter(weight.clone(), requires_grad=False)
         for name, buffer in part._buffers.items():
-            if buffer is not None and buffer.is_inference():
-                part._buffers[name] = buffer.clone()
+            part._buffers[name] = _normal(buffer)
         for adapter in _adapters(part):
             adapter.weights = type(adapter.weights)(map(_normal, adapter.weights))
 
