@@ -32,8 +32,10 @@ MAY_CHANGE, AT_ODDS = 0.2, 0.4
 at odds with the picture there, and that is where fresh noise goes."""
 GUIDED = 0.8
 """Share of the steps with guidance (Kynkäänniemi et al. 2024): the last ones add detail; the text alone does that."""
-LENIENCE = 0.5
+LENIENCE = 0.8
 """How much ``keep`` lowers the score from which on an edit obeys, 1 where it is 0."""
+GAIN = 0.5
+"""How much ``keep`` asks of fresh noise beyond the best candidate without it."""
 FRESH = 0.8
 """Share of fresh noise, in variance."""
 GRID = 16
@@ -147,7 +149,7 @@ def choose(scores: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     """Which candidate each image takes, ``[B]``, and which obey, ``[K,B]`` bool.
 
     One obeys that has a score of at least ``1 - LENIENCE * keep``. Fresh noise takes away more than it shows: it counts
-    only with a score of ``keep`` more than the best from the picture's own noise. Of those that obey and count the
+    only with a score of ``GAIN * keep`` more than the best from the picture's own noise. Of those that obey and count the
     first is taken; where there is none, the one of the best score that counts.
     scores: ``[K,B]``, NaN where an image has no such candidate.
     """
@@ -155,7 +157,7 @@ def choose(scores: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     fresh = torch.tensor([candidate.fresh for candidate in CANDIDATES[: len(scores)]], device=scores.device)[:, None]
     of_own_noise = scores.masked_fill(fresh | ~there, 0.0).amax(0).clamp_min(0.0)
     obeys = there & (scores >= 1 - LENIENCE * keep)
-    counts = there & (~fresh | (scores >= of_own_noise + keep))
+    counts = there & (~fresh | (scores >= of_own_noise + GAIN * keep))
     good = obeys & counts
     best = scores.masked_fill(~counts, float("-inf")).argmax(0)
     return torch.where(good.any(0), good.int().argmax(0), best), obeys

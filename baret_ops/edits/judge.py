@@ -15,9 +15,9 @@ from ..predict import Predict
 from ..schedule import Schedule
 from ..values import Embeddings
 
-ASKED_AT = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-"""The levels, as shares of the steps from the noisiest, at which the model is asked: layout is decided in the first
-ones, colour in the last."""
+ASKED_AT = (0.05, 0.1, 0.15, 0.2, 0.3)
+"""The levels, as shares of the steps from the noisiest, at which the model is asked. Later ones see colours and no
+longer poses: an edit that did one of two things looks obedient there."""
 _LEVEL_SEEDS = 1000  # between the seeds of two levels' noise, so that the seeds of two tries share none
 
 
