@@ -120,7 +120,7 @@ class BaretAttentionMaps(io.ComfyNode):
             word_shares(len(tokens.ids), list(places.values())),
             read_resolutions(resolutions, "resolutions"),
         )
-        show = run.picture_progress(steps)
+        progress = run.bare_progress(steps)
 
         def look(predict, trajectory, *, mask, on_step):
             return watch_edit(
@@ -136,7 +136,7 @@ class BaretAttentionMaps(io.ComfyNode):
                 on_step=on_step,
             )
 
-        seen = run_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=lambda *_: show())
+        seen = run_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=progress)
         heat = wires.to_wire(seen.heat)
         shown = heat / heat.amax((2, 3, 4), keepdim=True).clamp_min(1e-12)
         pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(seen.latents)))
