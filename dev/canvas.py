@@ -13,6 +13,7 @@ from graph import Blueprint, Column, Face, Input, Link, Node, Workflow, fixed_uu
 
 GAP = 20  # between columns, and between what lies under each other
 TITLE_BAR = 30  # of a node; it lies above its position
+GROWTH = 40  # under the nodes of a group, for what a run writes under them
 FOLDED_WIDTH = 210  # of a folded node, as Nodes 2.0 shows it, and when it is opened
 GROUP_TITLE, GROUP_FONT = 36, 28
 TEXT_HEIGHT = 80  # of a text of several lines
@@ -339,7 +340,7 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tupl
         for column in stage.columns:
             bottom = max(bottom, _place_column(column, nodes, x, top))
             x += column.width + GAP
-        groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom + GAP // 2]))
+        groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom + GROWTH]))
         x += GAP
     for order, node in enumerate(nodes.values()):  # every node follows those it takes from
         node["order"] = order

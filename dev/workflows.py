@@ -269,7 +269,7 @@ def _with_dials(w: Workflow, source: Source, name: str, rigid: bool) -> None:
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, embeddings)
     redrawn = _decoded(w, source.vae, ttis["reconstruction"])
     edited = _decoded(w, source.vae, bam["edit"])
-    w.stage("4 Look", 330)
+    w.stage("4 Look", 290)
     _saved(w, source, edited, name, folded=True)
     pictures = {"before": source.image, "after": edited, "reconstruction": redrawn}
     _side_by_side(w, "Before, after, reconstruction", pictures, 2, room=325)
@@ -280,7 +280,7 @@ def baret_paper() -> Workflow:
         "baret_paper",
         "BARET 03 The paper - three nodes with dials",
         """\
-WRITE the whole scene as it should become. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
+WRITE the whole scene as it should be. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
         "用英文写出整个画面。没有新姿势：降低 eta_start。丢失太多：自动遮罩 0.01。",
     )
     _with_dials(w, _world(w, SCENE_TEXT, then=("2 Invert, blend", 210), both_texts=True), "paper", rigid=False)
@@ -312,7 +312,7 @@ paint.""",
     grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
     w.add("MaskPreview", "May change", mask=grown["MASK"])
     w.stage("3 Run", 220)
-    _auto_edit(w, source, "masked", "4 Look", 300, grown["MASK"])
+    _auto_edit(w, source, "masked", "4 Look", 270, grown["MASK"])
     return w
 
 
@@ -323,11 +323,11 @@ def baret_sweep() -> Workflow:
         """\
 Rows are *etas*, columns *tau_sa*. Write the best cell's number into *Pick Edit* and run again. Too much is lost: \
 add higher taus. Too little changes: lower etas.""",
-        "行是 eta，列是 tau_sa。把最好一格的编号写入“选取编辑”，再运行。丢失太多：加高 tau；改变太少：降低 eta。",
+        "行是 eta，列是 tau_sa。把最好一格的编号写入“选取编辑”。丢失太多：加高 tau；改变太少：降低 eta。",
     )
     source = _world(w, SCENE_TEXT, then=("2 Sweep", 210))
     ttis = _invert(w, source, folded=True)
-    w.column(310)
+    w.column(280)
     sweep = _edit(
         w,
         "BaretEditSweep",
@@ -367,7 +367,7 @@ another day press Ctrl+M on *Load Inversion*, and draw its two wires to *Other t
         positive=words["CONDITIONING"],
     )
     second = _edit(w, "BaretAutoEdit", source.model, ttis, other)
-    w.stage("4 Look", 290)
+    w.stage("4 Look", 270)
     one, two = (_decoded(w, source.vae, auto["edit"]) for auto in (first, second))
     grid = _grid(w, {"before": source.image, "first text": one, "second text": two}, 2)
     w.add("SaveImage", "Before and both edits", images=grid, filename_prefix="baret/often", room=260)
@@ -588,7 +588,7 @@ def _six_methods() -> Blueprint:
     grid = _grid(w, {"the picture": image, **pictures}, 4)
     return Blueprint(
         workflow=w,
-        faces=tuple("model clip vae image mask text caption".split()),
+        faces=tuple(["model", "clip", "vae", "image", "mask", "text", "caption"]),
         outputs={"grid": grid},
         description="Six methods on one picture and one text, in a labelled grid with the measures of each edit.",
     )

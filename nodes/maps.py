@@ -170,7 +170,7 @@ def _sheets(source: Tensor, pictures: Tensor, words: list[str], shown: Tensor) -
     sheets = []
     for image, heats in enumerate(shown):
         plain = [to_pil(process[image]) for process in pictures]
-        rows: list[list[Image.Image | None]] = [[*plain]]
+        rows: list[list[Image.Image]] = [[*plain]]
         for word in heats:
             rows.append([with_heat(picture, heat) for picture, heat in zip(plain, word)])
         sheets.append(to_tensor(grid(to_pil(source[image]), list(_PROCESSES), ["picture", *words], rows)))
