@@ -105,7 +105,7 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     return {
         "id": fixed_uuid(f"comfyui-baret/{workflow.name}"),
         "revision": 0,
-        "last_node_id": len(nodes),
+        "last_node_id": max(nodes),
         "last_link_id": len(links),
         "nodes": list(nodes.values()),
         "links": links,
@@ -177,7 +177,7 @@ def _subgraph(blueprint: Blueprint, info: dict) -> tuple[dict, list[_Side], list
         "name": workflow.title,
         "description": blueprint.description,
         "category": "BARET",
-        "state": {"lastGroupId": len(groups), "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+        "state": {"lastGroupId": len(groups), "lastNodeId": max(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
         "inputNode": {"id": INPUTS, "bounding": [-220, 70, 120, 40 + 20 * len(faces)]},
         "outputNode": {"id": OUTPUTS, "bounding": [right + 40, 70, 120, 40 + 20 * len(outputs)]},
         "inputs": [
@@ -332,7 +332,7 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tupl
     """Give every node its place and order and add the note to `nodes`; returns the groups, and width and height."""
     inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
     width = inner + GAP * (len(workflow.stages) - 1) - GAP
-    note = _note(len(nodes) + 1, f"{workflow.note}\n\n{workflow.chinese}", width)
+    note = _note(max(nodes) + 1, f"{workflow.note}\n\n{workflow.chinese}", width)
     top = note["size"][1] + GAP // 2 + GROUP_TITLE + TITLE_BAR
     groups, x, lowest = [], 0, 0
     for stage in workflow.stages:

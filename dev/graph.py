@@ -82,7 +82,8 @@ class App:
 class Workflow:
     """name: of its files for programs. title: under which people find it. note: what to do, over all else.
 
-    chinese: the note's last paragraph, as ComfyUI translates no workflow.
+    chinese: the note's last paragraph, as ComfyUI translates no workflow. first: the id of the first node, in a
+    subgraph one that no node around it has, as the frontend gives new ids to such.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Workflow:
     chinese: str = ""
     stages: list[Stage] = field(default_factory=list)
     app: App | None = None
+    first: int = 1
 
     def stage(self, title: str, width: int = 280) -> None:
         self.stages.append(Stage(title, [Column(width)]))
@@ -112,11 +114,14 @@ class Workflow:
         **inputs,
     ) -> Node:
         """A node in the newest column. An input left out takes the server's default."""
-        return self._put(Node(len(self.nodes()) + 1, type, title, inputs, download, folded, room, width, muted))
+        return self._put(Node(self._next_id(), type, title, inputs, download, folded, room, width, muted))
 
     def put_subgraph(self, blueprint: Blueprint, **inputs) -> Node:
         """A subgraph in the newest column, with what its Faces are given."""
-        return self._put(Node(len(self.nodes()) + 1, blueprint.key, blueprint.workflow.title, inputs, inside=blueprint))
+        return self._put(Node(self._next_id(), blueprint.key, blueprint.workflow.title, inputs, inside=blueprint))
+
+    def _next_id(self) -> int:
+        return self.first + len(self.nodes())
 
     def _put(self, node: Node) -> Node:
         self.stages[-1].columns[-1].nodes.append(node)

@@ -507,7 +507,7 @@ Another text or *seed*: run again. Double-click *Six methods* to look inside."""
 
 def _six_methods() -> Blueprint:
     """What the comparison runs, as one node: the six methods, and the measures of each edit under it."""
-    w = Workflow("baret_six_methods", "Six methods", "Six methods on one picture and one text.", "六种方法。")
+    w = Workflow("baret_six_methods", "Six methods", "Six methods on one picture and one text.", "六种方法。", first=101)
     model, clip, vae, image, mask = Face("model"), Face("clip"), Face("vae"), Face("image"), Face("mask")
     text, caption, steps = Face("text"), Face("caption"), WORLD_INVERSION["steps"]
     w.stage("1 Texts, picture", FOLDED_WIDTH)
