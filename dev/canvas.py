@@ -31,7 +31,6 @@ PICTURE_ROOM = {
     "BaretInversionReport": 250,
     "BaretEditSweep": 220,
     "BaretAttentionMaps": 220,
-    "BaretWorldScene": 24,
     "BaretAutoEdit": 34,
 }
 """Height for the picture that a node shows, or for the words under it."""

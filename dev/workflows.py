@@ -45,6 +45,7 @@ SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
 SHORT_TEXT = "a dog lying"
+REMARK = 26  # height for what a node says under a text: which words the model does not know
 WHAT_TO_WRITE = "Short text"  # no longer: on the classic canvas it widens the node
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
@@ -94,7 +95,7 @@ def _world(
     if shared_text:
         target = w.add("PrimitiveStringMultiline", "Target text", value=text)
     else:
-        target = encoded = w.add("CLIPTextEncode", "Target text", clip=loader["clip"], text=text)
+        target = encoded = w.add("CLIPTextEncode", "Target text", room=REMARK, clip=loader["clip"], text=text)
     if both_texts:
         negative = add_negative()
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
