@@ -45,7 +45,7 @@ SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
 SHORT_TEXT = "a dog lying"
-REMARK = 26  # height for what a node says under a text: which words the model does not know
+REMARK = 24  # height for what a node says under a text: which words the model does not know
 WHAT_TO_WRITE = "Short text"  # no longer: on the classic canvas it widens the node
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
@@ -256,7 +256,7 @@ To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint
     source = _photo(w, "a dog jumping")
     picture = source.image.node.inputs["image"].node
     w.stage("2 Run", 220)
-    app = _auto_edit(w, source, "photo", width=290, mask=picture["MASK"])
+    app = _auto_edit(w, source, "photo", width=270, mask=picture["MASK"])
     loader = source.vae.node
     w.app = replace(app, inputs=[(loader, "ckpt_name", "Model"), (picture, "image", "Your photo"), *app.inputs])
     return w
@@ -441,7 +441,7 @@ reconstruction gives the picture again, transition the blend, target the plain t
         sigmas=handed["sigmas"],
         latent_image=handed["latent"],
     )
-    w.stage("4 Look", 290)
+    w.stage("4 Look", 270)
     stock = _decoded(w, source.vae, sampled["output"])
     _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=180)
     _saved(w, source, stock, "stock", "Stock edit", folded=True)

@@ -14,8 +14,9 @@ OPENED = """
     const note = app.graph.nodes.find(n => n.type === 'MarkdownNote');
     const root = argument ? document.querySelector(`[data-node-id="${note.id}"] .comfy-markdown-content`)
                           : note.widgets[0].element.querySelector('.tiptap');
-    const fonts = [...root.querySelectorAll('h1, em, strong, p, li')]
-        .filter(e => e.textContent.trim()).map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
+    const texts = [...root.querySelectorAll('h1, em, strong, p, li')].filter(e => e.textContent.trim());
+    const fonts = texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
+    const cut = Math.max(...texts.map(e => e.getBoundingClientRect().bottom)) - root.getBoundingClientRect().bottom;
     const isShown = e => e && (e.id === 'graph-canvas' || e.closest('[data-node-id]'));
     const covered = [];
     for (const n of app.graph.nodes.filter(n => ['PreviewImage', 'SaveImage'].includes(n.type) && !n.flags.collapsed)) {
@@ -29,7 +30,7 @@ OPENED = """
                 if (!isShown(document.elementFromPoint(...at))) covered.push([n.title, ...at]);
             }
     }
-    return { title: 14 * scale, fonts, covered, cut: root.scrollHeight - root.clientHeight };
+    return { title: 14 * scale, fonts, covered, cut };
 """
 
 
