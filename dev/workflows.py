@@ -508,7 +508,9 @@ Another text or *seed*: run again. Double-click *Six methods* to look inside."""
 
 def _six_methods() -> Blueprint:
     """What the comparison runs, as one node: the six methods, and the measures of each edit under it."""
-    w = Workflow("baret_six_methods", "Six methods", "Six methods on one picture and one text.", "六种方法。", first=101)
+    w = Workflow(
+        "baret_six_methods", "Six methods", "Six methods on one picture and one text.", "六种方法。", first=101
+    )
     model, clip, vae, image, mask = Face("model"), Face("clip"), Face("vae"), Face("image"), Face("mask")
     text, caption, steps = Face("text"), Face("caption"), WORLD_INVERSION["steps"]
     w.stage("1 Texts, picture", FOLDED_WIDTH)
@@ -672,10 +674,22 @@ def picture_of(prompt: dict) -> str:
     return _only(prompt, "BaretWorldScene")
 
 
-def show_picture(prompt: dict, title: str = "Before") -> None:
+def show_picture(prompt: dict) -> None:
     """Show the picture that is edited as well."""
-    inputs = {"images": [picture_of(prompt), 0]}
-    prompt["before"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": title}}
+    _show(prompt, "Before", picture_of(prompt))
+
+
+def show_reconstruction(prompt: dict) -> None:
+    """Show the reconstruction alone as well, where it is decoded."""
+    reconstruction = [_only(prompt, "BaretTTISInversion"), 2]
+    (decode,) = (id for id, node in prompt.items() if node["inputs"].get("samples") == reconstruction)
+    _show(prompt, "Reconstruction", decode)
+
+
+def _show(prompt: dict, title: str, picture: str) -> None:
+    """Add a node that shows what the first output of a node is."""
+    inputs = {"images": [picture, 0]}
+    prompt[title.lower()] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": title}}
 
 
 def use_checkpoint(prompt: dict, name: str) -> None:
