@@ -9,16 +9,18 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 
-from graph import Blueprint, Face, Input, Link, Node, Workflow, inputs_of, slot_of
+from graph import Blueprint, Column, Face, Input, Link, Node, Workflow, fixed_uuid, inputs_of, slot_of
 
 GAP = 20  # between columns, and between what lies under each other
 TITLE_BAR = 30  # of a node; it lies above its position
-FOLDED_WIDTH, OPENED_WIDTH = 170, 210  # of a folded node: about its longest title, and what it has when it is opened
+GROWTH = 40  # under the nodes of a group, for what a run writes under them
+FOLDED_WIDTH = 210  # of a folded node, as Nodes 2.0 shows it, and when it is opened
 GROUP_TITLE, GROUP_FONT = 36, 28
 TEXT_HEIGHT = 80  # of a text of several lines
 MOST_WIDTH, MOST_HEIGHT = 1320, 736
 """What the frontend shows at 72 % in a window of 1280x720: it fits a template into three quarters of the window. Below
 that its titles are smaller than 10 pixels, and below 57 % it draws no text at all."""
+MUTED = 2  # a node's mode
 INPUTS, OUTPUTS = -10, -20  # ids that the frontend gives to a subgraph's two sides
 
 PICTURE_ROOM = {
@@ -29,36 +31,63 @@ PICTURE_ROOM = {
     "BaretInversionReport": 250,
     "BaretEditSweep": 220,
     "BaretAttentionMaps": 220,
+    "BaretAutoEdit": 34,
 }
-"""Height for the picture that a node shows."""
+"""Height for the picture that a node shows, or for the words under it."""
 
 
 def api_form(workflow: Workflow, info: dict) -> dict:
     """What POST /prompt takes, as the frontend's "Export (API)" writes it."""
     prompt = {}
-    for node in workflow.nodes():
-        inputs = {}
-        for entry in inputs_of(node, info):
-            given = node.inputs.get(entry.name)
-            if isinstance(given, Link):
-                inputs[entry.name] = [str(given.node.id), slot_of(given, info)]
-            elif entry.is_widget:
-                inputs[entry.name] = entry.value(node)
-        title = node.title or info[node.type]["display_name"]
-        prompt[str(node.id)] = {"inputs": inputs, "class_type": node.type, "_meta": {"title": title}}
+    for node in (node for node in workflow.nodes() if not node.muted):
+        for inner in node.inside.workflow.nodes() if node.inside else [node]:
+            within = node if node.inside else None
+            prompt[_queued_id(inner, within)] = _queued(inner, within, info)
     return prompt
 
 
+def _queued_id(node: Node, within: Node | None) -> str:
+    return f"{within.id}:{node.id}" if within else str(node.id)
+
+
+def _queued(node: Node, within: Node | None, info: dict) -> dict:
+    """A node as it is queued. within: the subgraph that it is in."""
+    inputs = {}
+    for entry in inputs_of(node, info):
+        given, side = node.inputs.get(entry.name), within
+        if isinstance(given, Face) and within:
+            given, side = within.inputs.get(given.name, given), None
+        if isinstance(given, Link):
+            source = given.node
+            if source.inside:  # what comes out of a subgraph comes out of a node in it
+                given, side = source.inside.outputs[given.output], source
+            inputs[entry.name] = [_queued_id(given.node, side), slot_of(given, info)]
+        elif entry.is_widget:
+            inputs[entry.name] = entry.value(node)
+    title = node.title or info[node.type]["display_name"]
+    return {"inputs": inputs, "class_type": node.type, "_meta": {"title": title}}
+
+
 def ui_form(workflow: Workflow, info: dict) -> dict:
-    """What the frontend opens and saves: nodes with places, links, groups and notes."""
+    """What the frontend opens and saves: nodes with places, links, groups and notes.
+
+    Raises ValueError where it is larger than can be read as it opens.
+    """
     nodes: dict[int, dict] = {}
     links: list[list] = []
+    subgraphs: list[dict] = []
     for node in workflow.nodes():
-        nodes[node.id] = _node(node, info)
         labels = _labels(workflow, node)
-        # A widget has a socket only where something is linked to it, or where it has a label of its own.
-        shown = labels.keys() | {name for name in node.inputs if node.linked(name)}
-        sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or entry.name in shown]
+        if node.inside:
+            subgraph, faces, outputs = _subgraph(node.inside, info)
+            subgraphs.append(subgraph)
+            nodes[node.id] = _outside(node.inside, faces, outputs) | {"id": node.id, "inputs": []}
+            sockets = [Input(face.name, face.type, {}, optional=False) for face in faces]
+        else:
+            nodes[node.id] = _node(node, info)
+            # A widget has a socket only where something is linked to it, or where it has a label of its own.
+            shown = labels.keys() | {name for name in node.inputs if node.linked(name)}
+            sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or entry.name in shown]
         for slot, entry in enumerate(sockets):
             given, number = node.inputs.get(entry.name), None
             if isinstance(given, Link):
@@ -67,16 +96,21 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
                 nodes[given.node.id]["outputs"][source]["links"].append(number)
             label = {"label": labels[entry.name]} if entry.name in labels else {}
             nodes[node.id]["inputs"].append(_socket(entry, number) | label)
-    groups = _place(workflow, nodes)
+    groups, (width, height) = _place(workflow, nodes)
+    if width > MOST_WIDTH or height > MOST_HEIGHT:
+        raise ValueError(
+            f"{workflow.name} is {width} x {height}; up to {MOST_WIDTH} x {MOST_HEIGHT} can be read as it opens."
+        )
     return {
-        "id": _uuid(f"comfyui-baret/{workflow.name}"),
+        "id": fixed_uuid(f"comfyui-baret/{workflow.name}"),
         "revision": 0,
-        "last_node_id": len(nodes),
+        "last_node_id": max(nodes),
         "last_link_id": len(links),
         "nodes": list(nodes.values()),
         "links": links,
         "groups": groups,
         "config": {},
+        **({"definitions": {"subgraphs": subgraphs}} if subgraphs else {}),
         "extra": {"ds": {"scale": 0.72, "offset": [120, 150]}, **_app(workflow)},
         "version": 0.4,
     }
@@ -112,12 +146,29 @@ class _Side:
 
 def blueprint_form(blueprint: Blueprint, info: dict) -> dict:
     """A subgraph as the frontend publishes it: one node whose inside is the workflow, with its Faces outside."""
-    workflow = blueprint.workflow
-    key = _uuid(f"comfyui-baret/subgraph/{workflow.title}")
+    subgraph, faces, outputs = _subgraph(blueprint, info)
+    return {
+        "revision": 0,
+        "last_node_id": 1,
+        "last_link_id": 0,
+        "nodes": [_outside(blueprint, faces, outputs)],
+        "links": [],
+        "version": 0.4,
+        "definitions": {"subgraphs": [subgraph]},
+        "extra": {
+            "BlueprintDescription": blueprint.description,
+            "BlueprintSearchAliases": list(blueprint.aliases),
+        },
+    }
+
+
+def _subgraph(blueprint: Blueprint, info: dict) -> tuple[dict, list[_Side], list[_Side]]:
+    """What a subgraph is inside, and its two sides."""
+    workflow, key = blueprint.workflow, blueprint.key
     nodes, links, faces, outputs = _inside(blueprint, info)
-    groups = _place(workflow, nodes)
+    groups, _ = _place(workflow, nodes)
     right = max(group["bounding"][0] + group["bounding"][2] for group in groups)
-    subgraph = {
+    written = {
         "id": key,
         "version": 1,
         "revision": 0,
@@ -125,7 +176,7 @@ def blueprint_form(blueprint: Blueprint, info: dict) -> dict:
         "name": workflow.title,
         "description": blueprint.description,
         "category": "BARET",
-        "state": {"lastGroupId": len(groups), "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+        "state": {"lastGroupId": len(groups), "lastNodeId": max(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
         "inputNode": {"id": INPUTS, "bounding": [-220, 70, 120, 40 + 20 * len(faces)]},
         "outputNode": {"id": OUTPUTS, "bounding": [right + 40, 70, 120, 40 + 20 * len(outputs)]},
         "inputs": [
@@ -142,19 +193,7 @@ def blueprint_form(blueprint: Blueprint, info: dict) -> dict:
         "links": links,
         "extra": {},
     }
-    return {
-        "revision": 0,
-        "last_node_id": 1,
-        "last_link_id": 0,
-        "nodes": [_outside(workflow.title, key, faces, outputs)],
-        "links": [],
-        "version": 0.4,
-        "definitions": {"subgraphs": [subgraph]},
-        "extra": {
-            "BlueprintDescription": blueprint.description,
-            "BlueprintSearchAliases": list(blueprint.aliases),
-        },
-    }
+    return written, faces, outputs
 
 
 def _inside(blueprint: Blueprint, info: dict) -> tuple[dict[int, dict], list[dict], list[_Side], list[_Side]]:
@@ -198,7 +237,7 @@ def _spot(side: _Side, key: str, x: int, row: int) -> dict:
     return {"id": str(uuid.uuid5(uuid.UUID(key), side.name)), "pos": [x, 90 + 20 * row]}
 
 
-def _outside(name: str, key: str, faces: list[_Side], outputs: list[_Side]) -> dict:
+def _outside(blueprint: Blueprint, faces: list[_Side], outputs: list[_Side]) -> dict:
     """The one node that a subgraph is on the canvas."""
     inputs = []
     for face in faces:
@@ -206,13 +245,13 @@ def _outside(name: str, key: str, faces: list[_Side], outputs: list[_Side]) -> d
         inputs.append({"name": face.name, "type": face.type, "link": None, **widget})
     return {
         "id": 1,
-        "type": key,
+        "type": blueprint.key,
         "pos": [0, 0],
         "size": [300, 60 + 26 * len(faces)],
         "flags": {},
         "order": 0,
         "mode": 0,
-        "title": name,
+        "title": blueprint.workflow.title,
         "inputs": inputs,
         "outputs": [{"name": side.name, "type": side.type, "links": []} for side in outputs],
         "properties": {"cnr_id": "comfyui-baret"},
@@ -229,7 +268,8 @@ def _node(node: Node, info: dict) -> dict:
     widgets = [entry for entry in entries if entry.is_widget]
     height = max(_classic_height(widgets), _nodes_2_height(widgets))
     height += 20 * max(len(entries) - len(widgets), len(described["output"]))
-    height += PICTURE_ROOM.get(node.type, 0) if node.room is None else node.room
+    if not node.folded:
+        height += PICTURE_ROOM.get(node.type, 0) if node.room is None else node.room
     ours = described["python_module"].startswith("custom_nodes")
     properties = {"Node name for S&R": node.type, "cnr_id": "comfyui-baret" if ours else "comfy-core"}
     if node.download:
@@ -242,7 +282,7 @@ def _node(node: Node, info: dict) -> dict:
         "size": [0, height],
         "flags": {"collapsed": True} if node.folded else {},
         "order": 0,
-        "mode": 0,
+        "mode": MUTED if node.muted else 0,
         "inputs": [],
         "outputs": [{"name": name, "type": type, "links": []} for name, type in outputs],
         **({"title": node.title} if node.title else {}),
@@ -287,73 +327,55 @@ def _socket(entry: Input, link: int | None) -> dict:
     return socket
 
 
-def _place(workflow: Workflow, nodes: dict[int, dict]) -> list[dict]:
-    """Give every node its place and order, add the note to `nodes` and return the groups.
-
-    Raises ValueError where that is larger than can be read as it opens.
-    """
+def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tuple[int, int]]:
+    """Give every node its place and order and add the note to `nodes`; returns the groups, and width and height."""
     inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
-    width = inner + GAP * (len(workflow.stages) - 1) * 2 - GAP
-    if not workflow.folded_columns:
-        width += GAP + OPENED_WIDTH
-    text = f"{workflow.note}\n\n{workflow.chinese}"
-    note = _note(len(nodes) + 1, text, width - _folded_width(workflow))
-    nodes[note["id"]] = note
-    head = _place_folded(workflow, nodes, width, note["size"][1])
-    top = head + GAP // 2 + GROUP_TITLE + TITLE_BAR
+    width = inner + GAP * (len(workflow.stages) - 1) - GAP
+    note = _note(max(nodes) + 1, f"{workflow.note}\n\n{workflow.chinese}", width)
+    top = note["size"][1] + GAP // 2 + GROUP_TITLE + TITLE_BAR
     groups, x, lowest = [], 0, 0
     for stage in workflow.stages:
         left, bottom = x, top
         for column in stage.columns:
-            y = top
-            for node in column.nodes:
-                written = nodes[node.id]
-                written["pos"], written["size"][0] = [x, y], node.width or column.width
-                y += written["size"][1] + TITLE_BAR + GAP
-            bottom = max(bottom, y - TITLE_BAR - GAP // 2)
+            bottom = max(bottom, _place_column(column, nodes, x, top))
             x += column.width + GAP
-        groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom]))
-        lowest = max(lowest, bottom)
-        x += 2 * GAP
-    height = lowest - GAP // 2  # of the nodes alone: a frame counts for nothing there
-    for node in workflow.folded:  # but its height, were it opened, does
-        height = max(height, nodes[node.id]["pos"][1] + nodes[node.id]["size"][1])
-    height += TITLE_BAR
-    if width > MOST_WIDTH or height > MOST_HEIGHT:
-        raise ValueError(
-            f"{workflow.name} is {width} x {height}; up to {MOST_WIDTH} x {MOST_HEIGHT} can be read as it opens."
-        )
+        groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom + GROWTH]))
+        x += GAP
     for order, node in enumerate(nodes.values()):  # every node follows those it takes from
         node["order"] = order
-    return groups
+        lowest = max(lowest, node["pos"][1] + node["size"][1])  # a folded node counts as if it were opened
+    nodes[note["id"]] = note | {"order": len(nodes)}
+    return groups, (width, lowest + TITLE_BAR)
 
 
-def _folded_width(workflow: Workflow) -> int:
-    """What the folded nodes take from the note's width."""
-    columns = workflow.folded_columns
-    return (columns - 1) * FOLDED_WIDTH + OPENED_WIDTH + GAP if columns else 0
+def _place_column(column: Column, nodes: dict[int, dict], x: int, top: int) -> int:
+    """Give the nodes of a column their places under each other, the first at `top`; returns where the last one ends."""
+    y = end = top
+    for number, row in enumerate(_rows(column)):
+        if number:
+            y = end + TITLE_BAR + (GAP if _has_badge(row) or not row[0].folded else GAP // 2)
+        for place, node in enumerate(row):
+            nodes[node.id]["pos"] = [x + place * (FOLDED_WIDTH + GAP), y]
+            nodes[node.id]["size"][0] = FOLDED_WIDTH if node.folded else node.width or column.width
+        end = y if row[0].folded else y + nodes[row[0].id]["size"][1]
+    return end
 
 
-def _place_folded(workflow: Workflow, nodes: dict[int, dict], width: int, note: int) -> int:
-    """Lay the folded nodes beside the note or, in a column of their own, beside the stages.
+def _rows(column: Column) -> list[list[Node]]:
+    """A column's nodes: folded ones that follow each other lie side by side, as many as fit, and others alone."""
+    beside = (column.width + GAP) // (FOLDED_WIDTH + GAP)
+    rows: list[list[Node]] = []
+    for node in column.nodes:
+        if rows and node.folded and rows[-1][-1].folded and len(rows[-1]) < beside:
+            rows[-1].append(node)
+        else:
+            rows.append([node])
+    return rows
 
-    Their wires run behind the nodes. Returns the lowest place of what lies over the stages.
 
-    High up, because a folded node counts with its whole height where the frontend fits a workflow into the window. For
-    the same reason a column of their own begins with the tallest.
-    """
-    columns, pitch = workflow.folded_columns, TITLE_BAR + GAP // 2
-    folded = workflow.folded
-    if columns:
-        rows, left, first = -(-len(folded) // columns), width - _folded_width(workflow) + GAP, 0
-    else:
-        rows, left, first = len(folded), width - OPENED_WIDTH, note + GAP // 2 + TITLE_BAR
-        folded = sorted(folded, key=lambda node: nodes[node.id]["size"][1], reverse=True)
-    for number, node in enumerate(folded):
-        column, row = divmod(number, rows)
-        nodes[node.id]["pos"] = [left + column * FOLDED_WIDTH, first + row * pitch]
-        nodes[node.id]["size"][0] = OPENED_WIDTH
-    return max(note, (rows - 1) * pitch) if columns else note
+def _has_badge(row: list[Node]) -> bool:
+    """Whether the classic canvas writes the pack's name over the title of one of the nodes."""
+    return any(node.type.startswith("Baret") for node in row)
 
 
 def _group(id: int, title: str, box: list[int]) -> dict:
@@ -377,7 +399,7 @@ def _note(id: int, text: str, width: int) -> dict:
         "id": id,
         "type": "MarkdownNote",
         "pos": [0, 0],
-        "size": [width, max(88, 30 + 25 * rows)],
+        "size": [width, max(80, 30 + 25 * rows)],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -392,10 +414,5 @@ def _note(id: int, text: str, width: int) -> dict:
 
 
 def _letters(text: str) -> int:
-    """How many letters wide a text is: Chinese characters count twice."""
-    return sum(1 + (letter >= "\u2e80") for letter in text)
-
-
-def _uuid(name: str) -> str:
-    """The same id for the same name, so that a file changes only where its content does."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+    """How many letters wide a text is, without its marks of emphasis: Chinese characters count twice."""
+    return sum(1 + (letter >= "\u2e80") for letter in text if letter != "*")

@@ -57,6 +57,9 @@ TEST_PACKAGES = {
     "basedpyright==1.40.2": "basedpyright",
 }
 
+FRONTEND = "comfyui-frontend-package"  # the page, a distribution of its own; each ComfyUI pins one version of it
+NEWEST = "newest"
+
 STAMP = "baret-complete.json"  # written last: an environment without it is unfinished, whatever it holds
 
 
@@ -171,6 +174,25 @@ def _install_once(environment: Path, python: Path, requirements: list[str], depe
     say(f"installing packages into {environment}; the first time this takes minutes")
     _run([python, "-m", "pip", "install", "--quiet", *requirements], "The Python packages could not be installed")
     _write_whole(stamp, json.dumps({"requirements": wanted}))
+
+
+def frontend(version: str, python: str | os.PathLike) -> Path:
+    """The folder with the page of one version of ComfyUI's frontend, or of NEWEST; downloaded once into the cache.
+
+    Raises HostError where the package index has no such version.
+    """
+    folder = cache_root() / f"frontend-{version}"
+    if version == NEWEST or not folder.is_dir():
+        named = FRONTEND if version == NEWEST else f"{FRONTEND}=={version}"
+        with tempfile.TemporaryDirectory(dir=cache_root()) as temporary:
+            install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{temporary}/new", named]
+            _run(install, f"the frontend {version} could not be installed")
+            (about,) = Path(temporary, "new").glob("comfyui_frontend_package-*.dist-info")
+            folder = cache_root() / f"frontend-{about.stem.split('-')[1]}"
+            if not folder.is_dir():
+                about.parent.rename(folder)  # it appears whole or not at all
+    say(f"{folder.name} in place of the page that ComfyUI pins")
+    return folder / "comfyui_frontend_package" / "static"
 
 
 # --- the user's own host --------------------------------------------------------------------------------------------

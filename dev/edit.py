@@ -149,6 +149,8 @@ def fill_in(options: argparse.Namespace, image: str | None) -> dict:
     prompt = workflows.example(DIALS if options.dials else NO_DIALS)
     by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
     workflows.show_picture(prompt)
+    if options.dials:
+        workflows.show_reconstruction(prompt)
     if options.checkpoint:
         workflows.use_checkpoint(prompt, options.checkpoint.name)
         _set(by_type, {name: value for name, value in PHOTO_DIALS.items() if options.dials or name == "steps"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -12,7 +13,8 @@ class Node:
     """A node by its class.
 
     inputs: Links, Faces or values. download: the file it loads, for whom has it not. folded: only its title shows.
-    room: height for the picture that it shows, if not the usual one. width: if not its column's.
+    room: height for the picture that it shows, if not the usual one. width: if not its column's. muted: it does not
+    run until a person wakes it. inside: what a subgraph holds, whose Faces are then the inputs.
     """
 
     id: int
@@ -23,6 +25,8 @@ class Node:
     folded: bool = False
     room: int | None = None
     width: int | None = None
+    muted: bool = False
+    inside: Blueprint | None = None
 
     def __getitem__(self, output: str) -> Link:
         return Link(self, output)
@@ -52,7 +56,7 @@ class Face:
 
 @dataclass
 class Column:
-    """Nodes under each other, of one width."""
+    """Nodes of one width under each other; folded ones that follow each other lie side by side where that fits."""
 
     width: int
     nodes: list[Node] = field(default_factory=list)
@@ -78,10 +82,8 @@ class App:
 class Workflow:
     """name: of its files for programs. title: under which people find it. note: what to do, over all else.
 
-    chinese: the note's last paragraph, as ComfyUI translates no workflow.
-
-    folded: nodes of which only the titles show, wherever they belong. They lie beside the note, in folded_columns, or
-        at the right of the stages in one column where that is 0.
+    chinese: the note's last paragraph, as ComfyUI translates no workflow. first: the id of the first node, in a
+    subgraph one that no node around it has, as the frontend gives new ids to such.
     """
 
     name: str
@@ -89,9 +91,8 @@ class Workflow:
     note: str
     chinese: str = ""
     stages: list[Stage] = field(default_factory=list)
-    folded: list[Node] = field(default_factory=list)
-    folded_columns: int = 3
     app: App | None = None
+    first: int = 1
 
     def stage(self, title: str, width: int = 280) -> None:
         self.stages.append(Stage(title, [Column(width)]))
@@ -109,17 +110,26 @@ class Workflow:
         folded: bool = False,
         room: int | None = None,
         width: int | None = None,
+        muted: bool = False,
         **inputs,
     ) -> Node:
-        """A node in the newest column, or a folded one. An input left out takes the server's default."""
-        node = Node(len(self.nodes()) + 1, type, title, inputs, download, folded, room, width)
-        (self.folded if folded else self.stages[-1].columns[-1].nodes).append(node)
+        """A node in the newest column. An input left out takes the server's default."""
+        return self._put(Node(self._next_id(), type, title, inputs, download, folded, room, width, muted))
+
+    def put_subgraph(self, blueprint: Blueprint, **inputs) -> Node:
+        """A subgraph in the newest column, with what its Faces are given."""
+        return self._put(Node(self._next_id(), blueprint.key, blueprint.workflow.title, inputs, inside=blueprint))
+
+    def _next_id(self) -> int:
+        return self.first + len(self.nodes())
+
+    def _put(self, node: Node) -> Node:
+        self.stages[-1].columns[-1].nodes.append(node)
         return node
 
     def nodes(self) -> list[Node]:
-        """All nodes, in the order they were added in."""
-        shown = [node for stage in self.stages for column in stage.columns for node in column.nodes]
-        return sorted([*shown, *self.folded], key=lambda node: node.id)
+        """All nodes, in the order they were added in, as they are added to the newest column alone."""
+        return [node for stage in self.stages for column in stage.columns for node in column.nodes]
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,12 @@ class Blueprint:
     faces: tuple[str, ...]
     outputs: dict[str, Link]
     description: str
-    aliases: tuple[str, ...]  # what it is found by as well
+    aliases: tuple[str, ...] = ()  # what it is found by as well
+
+    @property
+    def key(self) -> str:
+        """The id of the subgraph, the same for the same title."""
+        return fixed_uuid(f"comfyui-baret/subgraph/{self.workflow.title}")
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,11 @@ class Input:
         return self.options.get("options", [""])[0]
 
 
+def fixed_uuid(name: str) -> str:
+    """The same id for the same name, so that a file changes only where its content does."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+
+
 def inputs_of(node: Node, info: dict) -> list[Input]:
     """The inputs that the server knows of a node, in its order. Raises ValueError where the node has others.
 
@@ -186,4 +206,6 @@ def inputs_of(node: Node, info: dict) -> list[Input]:
 
 def slot_of(link: Link, info: dict) -> int:
     """The number of a link's output on its node."""
+    if link.node.inside:
+        return list(link.node.inside.outputs).index(link.output)
     return info[link.node.type]["output_name"].index(link.output)

@@ -3,6 +3,7 @@
     python dev/test.py                        # everything
     python dev/test.py --no-browser           # without the tests in a headless Chromium
     python dev/test.py --no-lint              # the tests alone
+    python dev/test.py --frontend newest tests/browser    # the page of another version of ComfyUI's frontend
     python dev/test.py tests/core -k schedule # any pytest arguments; where they choose tests, the linters are left out
 
 The exit status is 0 only where the linters and the tests have nothing to complain of.
@@ -30,6 +31,11 @@ def side_by_side() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the tests; every further argument goes to pytest.")
     parser.add_argument("--no-lint", action="store_true", help="leave out ruff and the type checker")
+    parser.add_argument(
+        "--frontend",
+        metavar="VERSION",
+        help=f"{comfyui.FRONTEND} to serve in place of the one that ComfyUI pins, or {comfyui.NEWEST}",
+    )
     comfyui.add_arguments(parser)
     options, arguments = parser.parse_known_args()
     host = comfyui.enter(options, tests=True)
@@ -37,6 +43,11 @@ def main() -> None:
 
     os.chdir(ROOT)
     os.environ["COMFYUI_PATH"] = str(host.path)  # where the tests look for it
+    if options.frontend:
+        try:
+            os.environ["BARET_FRONTEND"] = str(comfyui.frontend(options.frontend, host.python))
+        except comfyui.HostError as error:
+            sys.exit(f"error: {error}")
     names_tests = any(Path(argument.split("::")[0]).exists() for argument in arguments)
     chooses = names_tests or any(argument.split("=")[0] in CHOOSING for argument in arguments)
     failed = [] if chooses or options.no_lint else lint.complaints(host)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import canvas
 import comfyui
+from canvas import FOLDED_WIDTH
 from graph import App, Blueprint, Face, Link, Node, Workflow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
 SHORT_TEXT = "a dog lying"
+REMARK = 24  # height for what a node says under a text: which words the model does not know
 WHAT_TO_WRITE = "Short text"  # no longer: on the classic canvas it widens the node
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
@@ -75,20 +77,33 @@ class Source:
     etas: dict = field(default_factory=dict)  # of Transition Embedding, for a change of pose
 
 
-def _world(w: Workflow, text: str, shared_text: bool = False) -> Source:
+def _world(
+    w: Workflow, text: str, then: tuple[str, int], shared_text: bool = False, both_texts: bool = False
+) -> Source:
     """The first stage on the model that comes with the pack: it runs anywhere, in seconds.
 
-    shared_text: whether other nodes take the target text as well, so that it has a node of its own.
+    then: title and width of the second stage, which begins with the negative text and the picture's latent.
+    shared_text: whether other nodes take the target text as well, so that it has a node of its own. both_texts: whether
+    the negative text stands in the first stage, where the second is full.
     """
-    w.stage("1 Write", 230)
+
+    def add_negative() -> Node:
+        return w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
+
+    w.stage("1 Write", 210)
     loader = w.add("BaretWorldLoader", folded=True)
     if shared_text:
         target = w.add("PrimitiveStringMultiline", "Target text", value=text)
-        encoded = w.add("CLIPTextEncode", "Target", folded=True, clip=loader["clip"], text=target["STRING"])
     else:
-        target = encoded = w.add("CLIPTextEncode", "Target text", clip=loader["clip"], text=text)
-    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
+        target = encoded = w.add("CLIPTextEncode", "Target text", room=REMARK, clip=loader["clip"], text=text)
+    if both_texts:
+        negative = add_negative()
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    w.stage(*then)
+    if shared_text:
+        encoded = w.add("CLIPTextEncode", "Target", folded=True, clip=loader["clip"], text=target["STRING"])
+    if not both_texts:
+        negative = add_negative()
     latent = w.add("VAEEncode", folded=True, pixels=scene["image"], vae=loader["vae"])
     return Source(
         model=loader["model"],
@@ -107,7 +122,7 @@ def _world(w: Workflow, text: str, shared_text: bool = False) -> Source:
 
 def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
     """The first stage on a checkpoint and a photo."""
-    w.stage("1 Choose, write", 240)
+    w.stage("1 Choose, write", 220)
     loader = model = w.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"], download=CHECKPOINT)
     if lora:
         model = w.add(
@@ -118,12 +133,13 @@ def _photo(w: Workflow, text: str, lora: str | None = None) -> Source:
             strength_model=0.8,
             strength_clip=0.8,
         )
-        w.column(250)
     target = w.add("CLIPTextEncode", "Target text", clip=model["CLIP"], text=text)
+    if lora:
+        w.column(220)
     negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=model["CLIP"], text="")
     if not lora:
-        w.column(250)
-    image = w.add("LoadImage", "Your picture", image=PICTURE, room=200 if lora else 350)
+        w.column(220)
+    image = w.add("LoadImage", "Your picture", image=PICTURE, room=200 if lora else 250)
     fitted = w.add("BaretFitPicture", folded=True, image=image["IMAGE"])
     latent = w.add("VAEEncode", folded=True, pixels=fitted["image"], vae=loader["VAE"])
     return Source(
@@ -172,37 +188,42 @@ def _saved(w: Workflow, source: Source, picture: Link, name: str, title: str = "
     return w.add("SaveImage", title, images=picture, filename_prefix=f"baret/{name}", **look)
 
 
-def _side_by_side(w: Workflow, title: str, pictures: dict[str, Link], columns: int, room: int) -> Node:
-    """Show pictures with their labels, large."""
-    grid = w.add(
-        "BaretLabelledGrid",
-        folded=True,
-        **{f"image_{number}": picture for number, picture in enumerate(pictures.values(), 1)},
-        labels="\n".join(pictures),
-        columns=columns,
-    )
-    return w.add("PreviewImage", title, images=grid["grid"], room=room)
+def _side_by_side(w: Workflow, title: str, pictures: dict[str, Link], columns: int, **look) -> Node:
+    """Show pictures with their labels."""
+    return w.add("PreviewImage", title, images=_grid(w, pictures, columns), **look)
+
+
+def _looked_at(w: Workflow, source: Source, edit: Link, name: str, room: int) -> tuple[Node, Node]:
+    """Show an edit: beside the picture, or alone where the picture stands in the workflow already.
+
+    Returns what shows both, and what saves the edit.
+    """
+    edited = _decoded(w, source.vae, edit)
+    pictures = {"before": source.image, "after": edited}
+    if source.enlarged == 1:
+        both = _side_by_side(w, "Before and after", pictures, 2, folded=True)
+        return both, _saved(w, source, edited, name, room=room)
+    both = _side_by_side(w, "Before and after", pictures, 2, room=room)
+    return both, _saved(w, source, edited, name, folded=True)
+
+
+def _grid(w: Workflow, pictures: dict[str, Link], columns: int) -> Link:
+    """Pictures with their labels."""
+    given = {f"image_{number}": picture for number, picture in enumerate(pictures.values(), 1)}
+    return w.add("BaretLabelledGrid", folded=True, **given, labels="\n".join(pictures), columns=columns)["grid"]
 
 
 # --- the workflows --------------------------------------------------------------------------------------------------
 
 
 def _auto_edit(
-    w: Workflow,
-    source: Source,
-    name: str,
-    mask: Link | None = None,
-    stages: tuple[str, str] = ("2 Run", "3 Look"),
-    width: int = 450,
+    w: Workflow, source: Source, name: str, look: str = "3 Look", width: int = 440, mask: Link | None = None
 ) -> App:
-    """The stages of an edit with no dial."""
-    w.stage(stages[0], 270)
+    """An edit with no dial, and the stage that shows it, of that title and width."""
     ttis = _invert(w, source, folded=True)
     auto = _edit(w, "BaretAutoEdit", source.model, ttis, **({"mask": mask} if mask else {}))
-    w.stage(stages[1], width)
-    edited = _decoded(w, source.vae, auto["edit"])
-    both = _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=width // 2)
-    saved = _saved(w, source, edited, name, folded=True)
+    w.stage(look, width)
+    both, saved = _looked_at(w, source, auto["edit"], name, room=width // 2 + 15)
     return App([(source.target, "text", WHAT_TO_WRITE)], [both, saved])
 
 
@@ -216,8 +237,7 @@ def baret_edit() -> Workflow:
 {WORLD_WORDS}""",
         "1 用英文写：图里有什么、什么是新的（只认识上面的词）。2 按“运行”。3 看结果。",
     )
-    w.folded_columns = 0
-    source = _world(w, SHORT_TEXT)
+    source = _world(w, SHORT_TEXT, then=("2 Run", 260))
     app = _auto_edit(w, source, "edit")
     w.app = replace(app, inputs=[*app.inputs, (source.image.node, "seed", "Which picture")])
     return w
@@ -228,14 +248,15 @@ def baret_edit_photo() -> Workflow:
         "baret_edit_photo",
         "BARET 02 Your photo - edit by words",
         """\
-1 CHOOSE a checkpoint (SD1.x, SD2.x) and a photo, WRITE what is in it and what is new. 2 PRESS RUN. 3 LOOK.
+1 CHOOSE a checkpoint (SD1.x, SD2.x) and a photo, WRITE what is in it and what is new. 2 RUN. 3 LOOK.
 
 To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint where it may change.""",
         "1 选择模型和照片，用英文写图里有什么、什么是新的。2 运行。3 看结果。",
     )
     source = _photo(w, "a dog jumping")
     picture = source.image.node.inputs["image"].node
-    app = _auto_edit(w, source, "photo", picture["MASK"], width=360)
+    w.stage("2 Run", 220)
+    app = _auto_edit(w, source, "photo", width=270, mask=picture["MASK"])
     loader = source.vae.node
     w.app = replace(app, inputs=[(loader, "ckpt_name", "Model"), (picture, "image", "Your photo"), *app.inputs])
     return w
@@ -243,17 +264,16 @@ To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint
 
 def _with_dials(w: Workflow, source: Source, name: str, rigid: bool) -> None:
     """The paper's stages with their dials. rigid: without the one that lets shapes change."""
-    w.stage("2 Invert" if rigid else "2 Invert, blend", 240)
     ttis = _invert(w, source)
-    redrawn = _decoded(w, source.vae, ttis["reconstruction"])
     embeddings = None if rigid else _transition(w, source, ttis)
-    w.stage("3 Edit", 240)
+    w.stage("3 Edit", 210)
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, embeddings)
-    w.stage("4 Look", 430)
+    redrawn = _decoded(w, source.vae, ttis["reconstruction"])
     edited = _decoded(w, source.vae, bam["edit"])
-    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=220)
-    w.add("PreviewImage", "Reconstruction", images=redrawn, room=120, width=290)  # narrow: the minimap lies beside it
+    w.stage("4 Look", 290)
     _saved(w, source, edited, name, folded=True)
+    pictures = {"before": source.image, "after": edited, "reconstruction": redrawn}
+    _side_by_side(w, "Before, after, reconstruction", pictures, 2, room=325)
 
 
 def baret_paper() -> Workflow:
@@ -261,10 +281,10 @@ def baret_paper() -> Workflow:
         "baret_paper",
         "BARET 03 The paper - three nodes with dials",
         """\
-WRITE the whole scene as it should become. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
+WRITE the whole scene as it should be. No new pose: lower *eta_start*. Too much is lost: *auto_mask* 0.01.""",
         "用英文写出整个画面。没有新姿势：降低 eta_start。丢失太多：自动遮罩 0.01。",
     )
-    _with_dials(w, _world(w, SCENE_TEXT), "paper", rigid=False)
+    _with_dials(w, _world(w, SCENE_TEXT, then=("2 Invert, blend", 210), both_texts=True), "paper", rigid=False)
     return w
 
 
@@ -273,11 +293,10 @@ def baret_rigid_edit() -> Workflow:
         "baret_rigid_edit",
         "BARET 04 Colour, style, kind - shapes stay",
         """\
-Shapes stay: another colour, style, background or kind of thing. Too little changes: lower *tau_ca* to 0.4, then \
-*tau_sa* to 0.2.""",
+Shapes stay: another colour, style, background or kind. Too little changes: *tau_ca* 0.4, then *tau_sa* 0.2.""",
         "形状不变。改变太少：tau_ca 降到 0.4，再把 tau_sa 降到 0.2。",
     )
-    _with_dials(w, _world(w, RIGID_TEXT), "rigid", rigid=True)
+    _with_dials(w, _world(w, RIGID_TEXT, then=("2 Invert", 210)), "rigid", rigid=True)
     return w
 
 
@@ -290,11 +309,11 @@ Only white may change: here the animal, grown for the new pose. A photo: right-c
 paint.""",
         "只有白色处可以改变。照片：右键，用遮罩编辑器打开，涂抹，接上遮罩。",
     )
-    source = _world(w, SHORT_TEXT)
-    w.stage("2 Mask", 240)
+    source = _world(w, SHORT_TEXT, then=("2 Mask", 210))
     grown = w.add("GrowMask", mask=source.image.node["mask"], expand=24, tapered_corners=True)
     w.add("MaskPreview", "May change", mask=grown["MASK"])
-    _auto_edit(w, source, "masked", grown["MASK"], ("3 Run", "4 Look"), 360)
+    w.stage("3 Run", 220)
+    _auto_edit(w, source, "masked", "4 Look", 270, grown["MASK"])
     return w
 
 
@@ -305,12 +324,11 @@ def baret_sweep() -> Workflow:
         """\
 Rows are *etas*, columns *tau_sa*. Write the best cell's number into *Pick Edit* and run again. Too much is lost: \
 add higher taus. Too little changes: lower etas.""",
-        "行是 eta，列是 tau_sa。把最好一格的编号写入“选取编辑”，再运行。丢失太多：加高 tau；改变太少：降低 eta。",
+        "行是 eta，列是 tau_sa。把最好一格的编号写入“选取编辑”。丢失太多：加高 tau；改变太少：降低 eta。",
     )
-    source = _world(w, SCENE_TEXT)
-    w.folded_columns = 0
-    w.stage("2 Sweep", 460)
+    source = _world(w, SCENE_TEXT, then=("2 Sweep", 210))
     ttis = _invert(w, source, folded=True)
+    w.column(280)
     sweep = _edit(
         w,
         "BaretEditSweep",
@@ -320,9 +338,9 @@ add higher taus. Too little changes: lower etas.""",
         eta_ranges="1, 0.8-0.1, 0.4-0",
         tau_sa="0.1, 0.2, 0.3, 0.4",
     )
-    w.stage("3 Pick", 280)
+    w.stage("3 Pick", 210)
     picked = w.add("BaretPickEdit", edits=sweep["edits"], number=12)
-    _saved(w, source, picked["image"], "sweep", "The picked one", room=150)
+    _saved(w, source, picked["image"], "sweep", "The picked one", room=176)
     return w
 
 
@@ -331,14 +349,16 @@ def baret_invert_once() -> Workflow:
         "baret_invert_once",
         "BARET 07 Invert once, edit often",
         """\
-The inversion is the slow part. It is saved: *Load Inversion* reads it back on another day. Change the second text \
-and run again: the inversion is not repeated.""",
-        "改第二条文本再运行：不会重新反演。",
+The inversion is the slow part. Change *Another target text* and run again: it is not repeated. It is saved too: on \
+another day press Ctrl+M on *Load Inversion*, and draw its two wires to *Other text* and *Auto Edit*.""",
+        "改“Another target text”再运行：不会重新反演。改天：用“加载反演”（Ctrl+M）代替。",
     )
-    source = _world(w, SHORT_TEXT)
-    w.stage("2 Edit twice", 270)
+    source = _world(w, SHORT_TEXT, then=("2 Invert once", FOLDED_WIDTH))
     ttis = _invert(w, source, folded=True)
-    first = _edit(w, "BaretAutoEdit", source.model, ttis)
+    first = _edit(w, "BaretAutoEdit", source.model, ttis, title="First Auto Edit", folded=True)
+    w.add("BaretSaveInversion", trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
+    w.add("BaretLoadInversion", muted=True, file="baret/inversion_00001_.safetensors [output]")
+    w.stage("3 Edit often", 230)
     words = w.add("CLIPTextEncode", "Another target text", clip=source.clip, text="a red dog")
     other = w.add(
         "BaretTransitionEmbedding",
@@ -347,14 +367,11 @@ and run again: the inversion is not repeated.""",
         embeddings=ttis["embeddings"],
         positive=words["CONDITIONING"],
     )
-    second = _edit(w, "BaretAutoEdit", source.model, ttis, other, title="Other Auto Edit", folded=True)
-    w.stage("3 Look", 470)
-    w.add("BaretSaveInversion", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
+    second = _edit(w, "BaretAutoEdit", source.model, ttis, other)
+    w.stage("4 Look", 270)
     one, two = (_decoded(w, source.vae, auto["edit"]) for auto in (first, second))
-    pictures = {"before": source.image, "first text": one, "second text": two}
-    _side_by_side(w, "Before and both edits", pictures, 3, room=170)
-    _saved(w, source, one, "first", "First edit", folded=True)
-    _saved(w, source, two, "second", "Second edit", folded=True)
+    grid = _grid(w, {"before": source.image, "first text": one, "second text": two}, 2)
+    w.add("SaveImage", "Before and both edits", images=grid, filename_prefix="baret/often", room=260)
     return w
 
 
@@ -367,13 +384,11 @@ Heat over the picture for each word. The word of a new pose should be hot where 
 place alone: lower *eta_start*. What should stay moves: raise it.""",
         "新姿势的词应当热在新位置；若只热在旧位置，降低 eta_start。",
     )
-    source = _world(w, SCENE_TEXT, shared_text=True)
-    w.stage("2 Words, blend", 250)
+    source = _world(w, SCENE_TEXT, then=("2 Words, blend", 230), shared_text=True)
     ttis = _invert(w, source, folded=True)
     words = w.add("PrimitiveString", "Words to look for", value="dog, lying, snow, tree")
     transition = _transition(w, source, ttis)
-    w.stage("3 Look", 380)
-    report = w.add("BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
+    w.stage("3 Look", 340)
     maps = _edit(
         w,
         "BaretAttentionMaps",
@@ -387,8 +402,9 @@ place alone: lower *eta_start*. What should stay moves: raise it.""",
         folded=True,
     )
     w.add("SaveImage", "Maps", images=maps["maps"], filename_prefix="baret/maps", room=330)
-    w.column(250)
-    w.add("PreviewImage", "How the inversion went", images=report["report"], room=180)
+    w.column(230)
+    report = w.add("BaretInversionReport", folded=True, trajectory=ttis["trajectory"], embeddings=ttis["embeddings"])
+    w.add("PreviewImage", "How the inversion went", images=report["report"], room=165)
     return w
 
 
@@ -401,14 +417,14 @@ def baret_stock_sampler() -> Workflow:
 reconstruction gives the picture again, transition the blend, target the plain text.""",
         "保持 euler、无噪波和反演时的 cfg。reconstruction 重建原图。",
     )
-    source = _world(w, SCENE_TEXT)
-    w.stage("2 Invert, blend", 270)
+    source = _world(w, SCENE_TEXT, then=("2 Invert, blend", 215))
     ttis = _invert(w, source, folded=True)
     transition = _transition(w, source, ttis)
     handed = w.add(
         "BaretToSampler", embeddings=transition["embeddings"], trajectory=ttis["trajectory"], process="reconstruction"
     )
-    w.stage("3 Stock nodes", 270)
+    w.stage("3 Stock nodes", 215)
+    noise = w.add("DisableNoise", folded=True)
     guider = w.add(
         "CFGGuider",
         model=source.model,
@@ -416,7 +432,6 @@ reconstruction gives the picture again, transition the blend, target the plain t
         negative=handed["negative"],
         cfg=7.5,
     )
-    noise = w.add("DisableNoise", folded=True)
     sampler = w.add("KSamplerSelect", sampler_name="euler")
     sampled = w.add(
         "SamplerCustomAdvanced",
@@ -426,7 +441,7 @@ reconstruction gives the picture again, transition the blend, target the plain t
         sigmas=handed["sigmas"],
         latent_image=handed["latent"],
     )
-    w.stage("4 Look", 360)
+    w.stage("4 Look", 270)
     stock = _decoded(w, source.vae, sampled["output"])
     _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=180)
     _saved(w, source, stock, "stock", "Stock edit", folded=True)
@@ -438,12 +453,11 @@ def baret_lora_controlnet() -> Workflow:
         "baret_lora_controlnet",
         "BARET 11 LoRA and ControlNet on a photo",
         """\
-A LoRA and a ControlNet count in inversion and edit. Without one: *Bypass*. Edges hold the shapes; for a new pose, \
-give it a drawing.""",
+A LoRA and a ControlNet count throughout. Without one: *Bypass*. For a new pose, give the net a drawing.""",
         "LoRA 和 ControlNet 对反演和编辑都起作用。缺哪个就绕过哪个。",
     )
     source = _photo(w, "a watercolor painting of a dog on a meadow, mountains behind", lora="your_style.safetensors")
-    w.stage("2 ControlNet", 230)
+    w.stage("2 ControlNet", 220)
     net = w.add("ControlNetLoader", control_net_name=CONTROLNET["name"], download=CONTROLNET)
     edges = w.add("Canny", "Edges", folded=True, image=source.image)
     controlled = w.add(
@@ -455,12 +469,10 @@ give it a drawing.""",
         strength=0.6,
     )
     source = replace(source, positive=controlled["positive"], negative=controlled["negative"])
+    w.stage("3 Look", 300)
     ttis = _invert(w, source, folded=True)
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, folded=True)
-    w.stage("3 Look", 370)
-    edited = _decoded(w, source.vae, bam["edit"])
-    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=190)
-    _saved(w, source, edited, "lora_controlnet", folded=True)
+    _looked_at(w, source, bam["edit"], "lora_controlnet", room=180)
     return w
 
 
@@ -470,42 +482,88 @@ def baret_compare() -> Workflow:
         "baret_compare",
         "BARET 09 Compare - six methods",
         """\
-One picture, one text, six methods. Another text or *seed*: run again.""",
-        "一张图、一条文本，六种方法。",
+One picture, one text, six methods, and how close each stays to the picture inside and outside the animal's place. \
+Another text or *seed*: run again. Double-click *Six methods* to look inside.""",
+        "一张图、一条文本，六种方法；双击 Six methods 看里面。",
     )
-    source = _world(w, SCENE_TEXT, shared_text=True)
-    scene, steps = source.image.node, WORLD_INVERSION["steps"]
-    described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=source.clip, text=scene["caption"])
+    w.stage("1 Write", 210)
+    loader = w.add("BaretWorldLoader", folded=True)
+    target = w.add("PrimitiveStringMultiline", "Target text", value=SCENE_TEXT)
+    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    w.stage("2 Compare", 210)
+    methods = w.put_subgraph(
+        _six_methods(),
+        model=loader["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        image=scene["image"],
+        mask=scene["mask"],
+        text=target["STRING"],
+        caption=scene["caption"],
+    )
+    w.stage("3 Look", 560)
+    w.add("SaveImage", "All methods", images=methods["grid"], filename_prefix="baret/compare", room=330)
+    return w
+
+
+def _six_methods() -> Blueprint:
+    """What the comparison runs, as one node: the six methods, and the measures of each edit under it."""
+    w = Workflow(
+        "baret_six_methods", "Six methods", "Six methods on one picture and one text.", "六种方法。", first=101
+    )
+    model, clip, vae, image, mask = Face("model"), Face("clip"), Face("vae"), Face("image"), Face("mask")
+    text, caption, steps = Face("text"), Face("caption"), WORLD_INVERSION["steps"]
+    w.stage("1 Texts, picture", FOLDED_WIDTH)
+    target = w.add("CLIPTextEncode", "Target", folded=True, clip=clip, text=text)
+    described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=clip, text=caption)
+    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=clip, text="")
+    latent = w.add("VAEEncode", folded=True, pixels=image, vae=vae)["LATENT"]
+    grown = w.add("GrowMask", folded=True, mask=mask, expand=24, tapered_corners=True)
+    inside = w.add("SetLatentNoiseMask", "Noise Mask", folded=True, samples=latent, mask=grown["MASK"])
+    source = Source(
+        model=model,
+        clip=clip,
+        vae=vae,
+        image=image,
+        target=target,
+        positive=target["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        latent=latent,
+        settings=WORLD_INVERSION,
+        etas=WORLD_ETAS,
+    )
     as_it_is = {
         "folded": True,
-        "model": source.model,
+        "model": model,
         "positive": described["CONDITIONING"],
         "negative": source.negative,
-        "latent": source.latent,
+        "latent": latent,
         "steps": steps,
     }
-    by_texts = {"folded": True, "clip": source.clip, "target_text": source.target["STRING"]}
+    w.stage("2 Invert", FOLDED_WIDTH)
     ttis = _invert(w, source, folded=True)
-    auto = _edit(w, "BaretAutoEdit", source.model, ttis, folded=True)
     transition = _transition(w, source, ttis, title="Transition", folded=True)
-    bam = _edit(w, "BaretBAMEdit", source.model, ttis, transition, folded=True)
     null = w.add("BaretNullTextInversion", "Null-Text", **as_it_is, iterations=1, step_rule="secant_memory")
+    direct = w.add("BaretInversion", **as_it_is)
+    w.stage("3 Edit", FOLDED_WIDTH)
+    bam = _edit(w, "BaretBAMEdit", model, ttis, transition, folded=True)
+    auto = _edit(w, "BaretAutoEdit", model, ttis, folded=True)
+    by_texts = {"folded": True, "clip": clip, "target_text": text}
     p2p = _edit(
         w,
         "BaretPromptToPromptEdit",
-        source.model,
+        model,
         null,
         **by_texts,
         title="Prompt-to-Prompt",
-        source_text=scene["caption"],
+        source_text=caption,
         self_share=0.4,
         blend_words="dog",
     )
-    direct = w.add("BaretInversion", **as_it_is)
-    masactrl = _edit(w, "BaretMasaCtrlEdit", source.model, direct, **by_texts, start_step=2, first_block=5)
+    masactrl = _edit(w, "BaretMasaCtrlEdit", model, direct, **by_texts, start_step=2, first_block=5)
     stock = {
         "folded": True,
-        "model": source.model,
+        "model": model,
         "positive": source.positive,
         "negative": source.negative,
         "seed": 0,
@@ -514,9 +572,7 @@ One picture, one text, six methods. Another text or *seed*: run again.""",
         "sampler_name": "euler",
         "scheduler": "ddim_uniform",
     }
-    sdedit = w.add("KSampler", "SDEdit", **stock, latent_image=source.latent, denoise=0.7)
-    grown = w.add("GrowMask", folded=True, mask=scene["mask"], expand=24, tapered_corners=True)
-    inside = w.add("SetLatentNoiseMask", "Noise Mask", folded=True, samples=source.latent, mask=grown["MASK"])
+    sdedit = w.add("KSampler", "SDEdit", **stock, latent_image=latent, denoise=0.7)
     blended = w.add("KSampler", "Blended Diffusion", **stock, latent_image=inside["LATENT"], denoise=1.0)
     edits = {
         "Auto Edit": auto["edit"],
@@ -526,13 +582,19 @@ One picture, one text, six methods. Another text or *seed*: run again.""",
         "SDEdit": sdedit["LATENT"],
         "Blended Diffusion": blended["LATENT"],
     }
-    pictures = {"the picture": source.image}
-    pictures |= {name: _decoded(w, source.vae, edit) for name, edit in edits.items()}
-    w.folded_columns = 5
-    w.stage("2 Look", 900)
-    grid = _side_by_side(w, "All methods", pictures, 4, room=280)
-    w.add("SaveImage", "Save all", folded=True, images=grid.inputs["images"], filename_prefix="baret/compare")
-    return w
+    w.stage("4 Measure", FOLDED_WIDTH)
+    pictures = {name: _decoded(w, vae, edit) for name, edit in edits.items()}
+    w.column(FOLDED_WIDTH)
+    for name, edited in pictures.items():
+        pictures[name] = w.add("BaretEditMetrics", folded=True, source=image, edit=edited, mask=mask)["captioned"]
+    w.stage("5 Label", FOLDED_WIDTH)
+    grid = _grid(w, {"the picture": image, **pictures}, 4)
+    return Blueprint(
+        workflow=w,
+        faces=tuple(["model", "clip", "vae", "image", "mask", "text", "caption"]),
+        outputs={"grid": grid},
+        description="Six methods on one picture and one text, in a labelled grid with the measures of each edit.",
+    )
 
 
 def baret_blueprint() -> Blueprint:
@@ -612,10 +674,22 @@ def picture_of(prompt: dict) -> str:
     return _only(prompt, "BaretWorldScene")
 
 
-def show_picture(prompt: dict, title: str = "Before") -> None:
+def show_picture(prompt: dict) -> None:
     """Show the picture that is edited as well."""
-    inputs = {"images": [picture_of(prompt), 0]}
-    prompt["before"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": title}}
+    _show(prompt, "Before", picture_of(prompt))
+
+
+def show_reconstruction(prompt: dict) -> None:
+    """Show the reconstruction alone as well, where it is decoded."""
+    reconstruction = [_only(prompt, "BaretTTISInversion"), 2]
+    (decode,) = (id for id, node in prompt.items() if node["inputs"].get("samples") == reconstruction)
+    _show(prompt, "Reconstruction", decode)
+
+
+def _show(prompt: dict, title: str, picture: str) -> None:
+    """Add a node that shows what the first output of a node is."""
+    inputs = {"images": [picture, 0]}
+    prompt[title.lower()] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": title}}
 
 
 def use_checkpoint(prompt: dict, name: str) -> None:

@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 BACKGROUND, TEXT = "#1e1e1e", "#e6e6e6"
-_EMPTY = "#2b2b2b"  # where a picture will be
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _CAPTION_WIDTH = 384  # a caption under a narrower picture could not be read
 _LEAST_SIDE = 64  # the labels beside a smaller cell could not be read
@@ -121,14 +120,14 @@ def grid(
     corner: Image.Image,
     columns: list[str],
     rows: list[str],
-    cells: list[list[Image.Image | None]],
+    cells: list[list[Image.Image]],
     corner_label: str = "source",
     side: int = 512,
     first: int | None = None,
 ) -> Image.Image:
     """A grid of pictures of one size, a label over each column and beside each row, one more picture at the top left.
 
-    cells: ``[rows][columns]``, None where there is no picture yet. Labels may hold line breaks. corner: the picture at
+    cells: ``[rows][columns]``. Labels may hold line breaks. corner: the picture at
     the top left. side: longest side of a cell. Small pictures are enlarged, so that labels find room.
     first: the number of the first cell, if they are to be numbered.
     Raises ValueError for a sheet that is too large to be made.
@@ -146,20 +145,13 @@ def grid(
         middle = (left + width / 2, top + height / 2)
         draw.multiline_text(middle, label, fill=TEXT, font=font, anchor="mm", align="center")
 
-    def put_picture(column: int, row: int, picture: Image.Image | None) -> None:
-        left, top = places.at(column, row)
-        if picture is None:
-            draw.rectangle((left, top, left + width - 1, top + height - 1), fill=_EMPTY)
-        else:
-            sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
-
     _put_corner(sheet, corner, corner_label, width, height)
     for column, label in enumerate(columns, 1):
         put_label(column, 0, label)
     for row, (label, pictures) in enumerate(zip(rows, cells), 1):
         put_label(0, row, label)
         for column, picture in enumerate(pictures, 1):
-            put_picture(column, row, picture)
+            sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), places.at(column, row))
             if first is not None:
                 _put_number(draw, places.at(column, row), first + (row - 1) * len(columns) + column - 1, height)
     return sheet

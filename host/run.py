@@ -31,7 +31,6 @@ from .conditioning import Options, controlnets
 Result = TypeVar("Result")
 Loop = Callable[[Predict, torch.device], Result]
 
-_PICTURE_SIDE = 2048
 """Longest side, in pixels, of a picture that a node shows; the host, left to itself, enlarges smaller ones."""
 
 
@@ -84,19 +83,13 @@ def progress(model, total: int) -> OnStep:
     return lambda step, denoised, z: callback(step, denoised, z, total)
 
 
-def picture_progress(total: int) -> Callable[..., None]:
-    """The host's progress bar over ``total`` steps with pictures of the caller's: ``advance(picture=None, steps=1)``.
+def bare_progress(total: int) -> OnStep:
+    """The host's progress bar over ``total`` steps without previews, for a node that shows a picture as its result.
 
-    The frontend goes on showing a node's last preview in place of its result, so a picture is sent large enough to be
-    looked at, and a node whose result is another picture sends none.
+    The frontend would go on showing the last preview beside the result (Nodes 2.0), or in place of it.
     """
     bar = comfy.utils.ProgressBar(total)
-
-    def advance(picture=None, steps: int = 1) -> None:
-        preview = picture and ("JPEG", picture, min(_PICTURE_SIDE, max(picture.size)))
-        bar.update_absolute(bar.current + steps, total, preview)
-
-    return advance
+    return lambda *_: bar.update(1)
 
 
 # --- before the first step --------------------------------------------------------------------------------------------

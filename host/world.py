@@ -214,7 +214,7 @@ class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
         """As the host does; the node that encodes a text says which of its words are unknown."""
         if not return_word_ids and (words := re.findall("[a-z]+", text.lower())):
             unknown = dict.fromkeys(word for word in words if word not in self._words)
-            remark(f"This model does not know: {', '.join(unknown)}" if unknown else "This model knows all the words.")
+            remark(f"Unknown words: {', '.join(unknown)}" if unknown else "All words are known.")
         return super().tokenize_with_weights(text, return_word_ids, **kwargs)
 
 

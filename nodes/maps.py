@@ -120,7 +120,7 @@ class BaretAttentionMaps(io.ComfyNode):
             word_shares(len(tokens.ids), list(places.values())),
             read_resolutions(resolutions, "resolutions"),
         )
-        show = run.picture_progress(steps)
+        progress = run.bare_progress(steps)
 
         def look(predict, trajectory, *, mask, on_step):
             return watch_edit(
@@ -136,7 +136,7 @@ class BaretAttentionMaps(io.ComfyNode):
                 on_step=on_step,
             )
 
-        seen = run_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=lambda *_: show())
+        seen = run_edit(model, trajectory, embeddings, None, len(_PROCESSES), look, on_step=progress)
         heat = wires.to_wire(seen.heat)
         shown = heat / heat.amax((2, 3, 4), keepdim=True).clamp_min(1e-12)
         pictures = wires.decode(vae, wires.latent_out(trajectory.family, torch.cat(seen.latents)))
@@ -170,7 +170,7 @@ def _sheets(source: Tensor, pictures: Tensor, words: list[str], shown: Tensor) -
     sheets = []
     for image, heats in enumerate(shown):
         plain = [to_pil(process[image]) for process in pictures]
-        rows: list[list[Image.Image | None]] = [[*plain]]
+        rows: list[list[Image.Image]] = [[*plain]]
         for word in heats:
             rows.append([with_heat(picture, heat) for picture, heat in zip(plain, word)])
         sheets.append(to_tensor(grid(to_pil(source[image]), list(_PROCESSES), ["picture", *words], rows)))

@@ -92,8 +92,7 @@ class BaretEditSweep(io.ComfyNode):
         cells = trajectory.pivots[0, :, 0].numel()
         sweep = Sweep(trajectory, embeddings, ranges, taus, _MOST_CELLS // cells)
         sheet = _Sheet(vae, trajectory, ranges, selfs, crosses)
-        show = run.picture_progress(sweep.forwards)
-        show(sheet.drawn(0), 0)
+        progress = run.bare_progress(sweep.forwards)
         found: list[Tensor | None] = []  # the mask at the latents' size, with what auto_mask finds
 
         def forward(edits: list[Edits], span: range) -> list[Edits]:
@@ -112,11 +111,10 @@ class BaretEditSweep(io.ComfyNode):
                     on_step=on_step,
                 )
 
-            return run_edit(model, trajectory, embeddings, mask, sweep.processes, loop, on_step=lambda *_: show())
+            return run_edit(model, trajectory, embeddings, mask, sweep.processes, loop, on_step=progress)
 
         for row in sweep.rows(forward):
             sheet.add(row)
-            show(sheet.drawn(0), 0)
         sheets = torch.cat([to_tensor(sheet.drawn(image)) for image in range(trajectory.images)])
         return io.NodeOutput(sheets, sheet.edits(), ui=ui.PreviewImage(sheets, cls=cls))
 
@@ -142,12 +140,8 @@ class _Sheet:
         self._rows.append(self._pictures(torch.cat(row)).unflatten(0, (len(row), images)))
 
     def drawn(self, image: int) -> Image.Image:
-        """The grid of one image of the batch; what is not done yet is grey."""
-        cells: list[list[Image.Image | None]] = []
-        for row in self._rows:
-            cells.append([to_pil(cell[image]) for cell in row])
-        for _ in range(len(self._etas) - len(self._rows)):
-            cells.append([None for _ in self._columns])
+        """The grid of one image of the batch."""
+        cells = [[to_pil(cell[image]) for cell in row] for row in self._rows]
         first = 1 + image * len(self._etas) * len(self._columns)
         return grid(to_pil(self._source[image]), self._columns, self._etas, cells, self._corner, first=first)
 

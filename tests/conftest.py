@@ -183,6 +183,9 @@ def changed_files(installed, tree_before):
 @pytest.fixture(scope="session")
 def client(installed, checkpoint, tree_before):
     # The classic cache keeps the last workflow whatever memory is left, so that what is cached can be asserted.
-    with comfy_server.running(installed, [checkpoint], ["--cache-classic"], threads=1) as client:
+    options = ["--cache-classic"]
+    if frontend := os.environ.get("BARET_FRONTEND"):  # python dev/test.py --frontend
+        options += ["--front-end-root", frontend]
+    with comfy_server.running(installed, [checkpoint], options, threads=1) as client:
         client.upload(workflows.PICTURE_FILE)
         yield client

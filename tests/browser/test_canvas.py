@@ -1,11 +1,5 @@
 """What a person sees and does on the canvas."""
 
-from itertools import combinations
-
-import pytest
-import workflows
-
-NAMES = list(workflows.TITLES)
 TTIS, AUTO = "TTIS Inversion", "Auto Edit"
 
 
@@ -15,35 +9,6 @@ def shorten(page, **values):
         "for (const w of node('TTIS Inversion').widgets) if (w.name in argument) w.value = argument[w.name]",
         {"steps": 3, "iterations": 1, **values},
     )
-
-
-def apart(a, b):
-    """Whether two boxes (left, top, width, height) share no place."""
-    beside = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0]
-    above = a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
-    return beside or above
-
-
-def what_runs(graph):
-    """A workflow in API form without what is only shown."""
-    return {id: (node["class_type"], node["inputs"]) for id, node in graph.items()}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_template_opens_whole(page, name):
-    """Every node is known, none lies over another, and what would be queued is what is committed for programs."""
-    page.open_template(name)
-    unknown = "return app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
-    assert page.ask(unknown) == []
-    assert not page.page.get_by_test_id("missing-node-card").count()
-
-    # As large as the frontend makes them.
-    boxes = page.ask("return app.graph.nodes.map(n => [n.title, ...n.boundingRect])")
-    for (title, *box), (other, *other_box) in combinations(boxes, 2):
-        assert apart(box, other_box), f"{title} lies over {other}"
-
-    committed = workflows.example(name)
-    assert what_runs(page.prompt()) == what_runs(committed)
 
 
 def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):

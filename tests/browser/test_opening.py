@@ -1,5 +1,7 @@
 """What a person sees of the templates before pressing anything, and after pressing Run."""
 
+from itertools import combinations
+
 import pytest
 import workflows
 
@@ -12,8 +14,9 @@ OPENED = """
     const note = app.graph.nodes.find(n => n.type === 'MarkdownNote');
     const root = argument ? document.querySelector(`[data-node-id="${note.id}"] .comfy-markdown-content`)
                           : note.widgets[0].element.querySelector('.tiptap');
-    const fonts = [...root.querySelectorAll('h1, em, strong, p, li')]
-        .filter(e => e.textContent.trim()).map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
+    const texts = [...root.querySelectorAll('h1, em, strong, p, li')].filter(e => e.textContent.trim());
+    const fonts = texts.map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
+    const cut = Math.max(...texts.map(e => e.getBoundingClientRect().bottom)) - root.getBoundingClientRect().bottom;
     const isShown = e => e && (e.id === 'graph-canvas' || e.closest('[data-node-id]'));
     const covered = [];
     for (const n of app.graph.nodes.filter(n => ['PreviewImage', 'SaveImage'].includes(n.type) && !n.flags.collapsed)) {
@@ -27,7 +30,7 @@ OPENED = """
                 if (!isShown(document.elementFromPoint(...at))) covered.push([n.title, ...at]);
             }
     }
-    return { title: 14 * scale, fonts, covered, cut: root.scrollHeight - root.clientHeight };
+    return { title: 14 * scale, fonts, covered, cut };
 """
 
 
@@ -42,10 +45,38 @@ def as_it_was(page):
     page.reload()
 
 
+def apart(a, b):
+    """Whether two boxes (left, top, width, height) share no place."""
+    beside = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0]
+    above = a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+    return beside or above
+
+
+def what_runs(graph):
+    """A workflow in API form without what is only shown."""
+    return {id: (node["class_type"], node["inputs"]) for id, node in graph.items()}
+
+
+def opens_whole(page, name):
+    """Every node is known, none lies over another, and what would be queued is what is committed for programs."""
+    unknown = "return app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+    assert page.ask(unknown) == [], name
+    assert not page.page.get_by_test_id("missing-node-card").count(), name
+
+    # As large as the frontend makes them.
+    boxes = page.ask("return app.graph.nodes.map(n => [n.title, ...n.boundingRect])")
+    for (title, *box), (other, *other_box) in combinations(boxes, 2):
+        assert apart(box, other_box), f"{name}: {title} lies over {other}"
+    assert what_runs(page.prompt()) == what_runs(workflows.example(name)), name
+
+
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
 @pytest.mark.parametrize("size", [(1280, 720), (1600, 1000)], ids=["1280x720", "1600x1000"])
 def test_every_template_can_be_read_as_it_opens(as_it_was, size, nodes_2):
-    """No title or note has letters below 10 pixels, no note is cut, and nothing lies over a picture to come."""
+    """It is whole, no title or note has letters below 10 pixels, no note is cut, nothing lies over a picture to come.
+
+    Whether it is whole is seen once, as another size or renderer reads the same file.
+    """
     page = as_it_was
     page.page.set_viewport_size({"width": size[0], "height": size[1]})
     page.set("Comfy.VueNodes.Enabled", nodes_2)
@@ -60,6 +91,8 @@ def test_every_template_can_be_read_as_it_opens(as_it_was, size, nodes_2):
         assert seen["fonts"] and min(seen["fonts"]) >= LEAST, f"{name}: a note of {min(seen['fonts']):.1f} px"
         assert seen["cut"] <= 1, f"{name}: the note is cut"
         assert seen["covered"] == [], name
+        if size == (1280, 720) and not nodes_2:
+            opens_whole(page, name)
 
 
 def test_the_page_without_a_canvas(as_it_was):
@@ -88,7 +121,7 @@ def test_nodes_say_what_came_of_them(page):
     said = "node(argument).widgets.find(w => w.name === '$$node-text-preview')?.value"
     for title, words in (
         ("Your picture", "a purple dog"),
-        ("Target text", "does not know: elephant, space"),
+        ("Target text", "Unknown words: elephant, space"),
         ("TTIS Inversion", "Reconstruction"),
         ("Auto Edit", "candidates obey"),
     ):

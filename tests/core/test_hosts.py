@@ -19,6 +19,23 @@ def test_summary(printed, counted):
     assert hosts.summary(CompletedProcess([], 1, printed, "")) == counted
 
 
+def test_a_frontend_is_downloaded_once(tmp_path, monkeypatch):
+    installed = []
+
+    def install(command, failure):
+        installed.append(command[-1])
+        folder = tmp_path / command[command.index("--target") + 1]
+        for name in ("comfyui_frontend_package-1.58.1.dist-info", "comfyui_frontend_package/static"):
+            (folder / name).mkdir(parents=True)
+
+    monkeypatch.setattr(hosts.comfyui, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(hosts.comfyui, "_run", install)
+    page = hosts.comfyui.frontend("newest", "python")
+    assert page.is_dir() and page.is_relative_to(tmp_path / "frontend-1.58.1")
+    assert hosts.comfyui.frontend("1.58.1", "python") == page
+    assert installed == ["comfyui-frontend-package"], "what is there is not downloaded again"
+
+
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts.comfyui, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(hosts.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))

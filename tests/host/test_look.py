@@ -391,20 +391,12 @@ class TestEditSweep:
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-3)
         assert shown[-1][:2] == (2 * STEPS, 2 * STEPS), "the reconstruction runs once for each part"
 
-    def test_cells_appear_as_they_finish(self, sweep, shown):
-        grid, _ = sweep()
+    def test_progress_without_previews(self, sweep, shown):
+        """The frontend would go on showing the last preview beside the grid, or in place of it."""
+        sweep()
         values = [value for value, _, _ in shown]
         assert values == sorted(values) and shown[-1][:2] == (5 + 2 * 5, 5 + 2 * 5)
-        assert shown[-1][2][2] == max(grid.shape[1:3])
-        sheets = [preview[1] for _, _, preview in shown if preview]
-        assert sheets[-1].size == (grid.shape[2], grid.shape[1]), "the frontend goes on showing the last one"
-        assert len(sheets) == 1 + len(self.ETAS)
-
-        def empty_cells(sheet):
-            middles = product((190, 320), repeat=2)
-            return sum(sheet.getpixel(middle) == (0x2B, 0x2B, 0x2B) for middle in middles)
-
-        assert [empty_cells(sheet) for sheet in sheets] == [4, 2, 0]
+        assert not any(preview for _, _, preview in shown)
 
     def test_a_batch_makes_a_grid_each(self, execute, ttis, world, model, picture):
         trajectory, embeddings, _ = ttis(model, latent=picture(images=2), steps=4, iterations=1)

@@ -2,8 +2,10 @@
 
 import io
 import json
+from functools import partial
 from itertools import combinations
 
+import canvas
 import comfyui
 import pytest
 import workflows
@@ -46,10 +48,13 @@ def test_are_what_the_description_makes(client, installed):
     assert committed == made, "run: python dev/workflows.py"
 
 
-def inputs_of(node, described, links):
-    """A node's inputs as the frontend reads them: its links, then the values of its widgets in the schema's order."""
+def inputs_of(node, described, origin):
+    """A node's inputs as the frontend reads them: its links, then the values of its widgets in the schema's order.
+
+    origin: gives what a link comes from, as a queued workflow names it.
+    """
     sockets = {entry["name"]: entry["link"] for entry in node["inputs"]}
-    inputs = {name: [str(links[link][1]), links[link][2]] for name, link in sockets.items() if link is not None}
+    inputs = {name: origin(link) for name, link in sockets.items() if link is not None}
     # A widget that became a socket keeps a value, which its link overrides.
     has_value = {entry["name"] for entry in node["inputs"] if "widget" in entry}
     values = iter(node["widgets_values"])
@@ -67,16 +72,46 @@ def inputs_of(node, described, links):
     return inputs
 
 
+def queued(nodes):
+    return [node for node in nodes if node["type"] != "MarkdownNote" and node["mode"] != canvas.MUTED]
+
+
+def read_by_the_frontend(ui, info):
+    """What the form for people queues: id -> class and inputs. A node in a subgraph has both ids, with a colon."""
+    subgraphs = {subgraph["id"]: subgraph for subgraph in ui.get("definitions", {}).get("subgraphs", [])}
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    links = {link[0]: link[1:3] for link in ui["links"]}
+
+    def inside(node, number):
+        """The origin of a link in the subgraph that a node is."""
+        (link,) = (link for link in subgraphs[node["type"]]["links"] if link["id"] == number)
+        if link["origin_id"] == canvas.INPUTS:
+            return outside(node["inputs"][link["origin_slot"]]["link"])
+        return [f"{node['id']}:{link['origin_id']}", link["origin_slot"]]
+
+    def outside(number):
+        id, slot = links[number]
+        subgraph = subgraphs.get(nodes[id]["type"])
+        return inside(nodes[id], subgraph["outputs"][slot]["linkIds"][0]) if subgraph else [str(id), slot]
+
+    read = {}
+    for node in queued(nodes.values()):
+        if node["type"] in subgraphs:
+            origin = partial(inside, node)
+            inner = {f"{node['id']}:{each['id']}": each for each in queued(subgraphs[node["type"]]["nodes"])}
+        else:
+            origin, inner = outside, {str(node["id"]): node}
+        for id, each in inner.items():
+            read[id] = (each["type"], inputs_of(each, info[each["type"]], origin))
+    return read
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_forms_say_the_same(client, name):
     """The form for people, read as the frontend reads it, queues what the form for programs says."""
     ui = json.loads((workflows.FOLDER / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
-    api = workflows.example(name)
-    info = client.object_info()
-    links = {link[0]: link for link in ui["links"]}
-    queued = [node for node in ui["nodes"] if node["type"] != "MarkdownNote"]
-    read = {str(node["id"]): (node["type"], inputs_of(node, info[node["type"]], links)) for node in queued}
-    assert read == {id: (node["class_type"], node["inputs"]) for id, node in api.items()}
+    api = {id: (node["class_type"], node["inputs"]) for id, node in workflows.example(name).items()}
+    assert read_by_the_frontend(ui, client.object_info()) == api
 
 
 def apart(a, b):

@@ -55,13 +55,10 @@ def test_each_shows_its_picture_in_the_node_and_is_cached(client, graph):
     assert {graph.id("BaretAttentionMaps"), graph.id("BaretEditSweep")} <= set(run.executed)
 
 
-def test_cells_of_a_sweep_appear_while_it_runs(client, graph):
+def test_a_sweep_shows_how_far_it_is(client, graph):
     graph.inputs("BaretEditSweep")["cfg"] = 6.0
     node = graph.id("BaretEditSweep")
     run = client.run(graph)
-    sheets = [Image.open(io.BytesIO(preview.image)) for preview in run.previews if preview.node_id == node]
-    assert sheets[-1].size == Image.open(io.BytesIO(client.view(run.outputs[node]["images"][0]))).size
-    assert len(sheets) == 3 and all(sheet.size == sheets[0].size for sheet in sheets)
     values = [value for value, _ in run.progress(node)]
     assert values == sorted(values) and run.progress(node)[-1] == (6, 6)
 
