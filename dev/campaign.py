@@ -28,8 +28,8 @@ from campaigns import Report
 
 TRIES = {"files": 100_000, "faults": 10, "interrupts": 300, "prompts": 2000, "soak": 500, "kills": 200}
 SLICES = {"files": 5000, "faults": 1, "interrupts": 50, "prompts": 100, "soak": 500, "kills": 20}
-"""Tries between two marks of what is done. Those of faults are nodes; memory is flat or not over a whole soak; each slice
-of kills is of one run, 200 of them over 500 rows in all."""
+"""Tries between two marks of what is done. Those of faults are nodes; memory is flat or not over a whole soak; each
+slice of kills is of one run, 200 of them over 500 rows in all."""
 
 
 def main() -> None:
