@@ -41,6 +41,7 @@ def test_a_folder_of_drawn_scenes_and_a_text(batch, results, tmp_path):
     assert all(row["choice"] in json.loads(row["scores"]) for row in rows), "how far each candidate obeys"
     sheet = Image.open(out / "sheets" / "00001.jpg").convert("L")
     assert sheet.getextrema()[0] < 128, "pictures on the contact sheet"
+    assert sheet.width < 2 * 2 * 150, "no wider than its rows"
     assert "2 rows: 2 done, 0 failed, 0 left" in (out / "summary.txt").read_text()
 
 
