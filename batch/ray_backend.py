@@ -57,7 +57,7 @@ class RayRun:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.options.ray == "local":
             cores = (self.options.workers or 1) + 1  # one to read the manifest with
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+            _patiently(lambda: ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet))
         else:
             ray.init(address=self.options.ray, **quiet)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -148,6 +148,18 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("worker.Unusable: ")]
     return (ours or lines or [type(error).__name__])[-1].removeprefix("worker.Unusable: ")
+
+
+def _patiently(start: Callable[[], object], tries: int = 3) -> None:
+    """Start Ray on this machine. It gives up on itself after 30 seconds, which a busy machine may take."""
+    for left in reversed(range(tries)):
+        try:
+            start()
+            return
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
 
 
 def _groups(rows: Iterator[Row]) -> Iterator[list[dict]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 from files import write_whole
@@ -33,12 +34,13 @@ def make(journal: Journal, page: int) -> None:
     """Write the sheet of one page."""
     first = (page - 1) * ROWS + 1
     rows = list(journal.results(first, first + ROWS - 1))
-    lines = -(-len(rows) // COLUMNS)
+    columns = min(COLUMNS, math.isqrt(max(0, len(rows) - 1)) + 1)  # as many as lines
+    lines = -(-len(rows) // columns)
     cell_width, cell_height = 2 * SIDE + 8, SIDE + CAPTION + 4
-    sheet = Image.new("RGB", (COLUMNS * cell_width, max(1, lines) * cell_height), "white")
+    sheet = Image.new("RGB", (columns * cell_width, max(1, lines) * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows):
-        x, y = place % COLUMNS * cell_width, place // COLUMNS * cell_height
+        x, y = place % columns * cell_width, place // columns * cell_height
         after = _after(journal.folder, row)
         for dx, path in ((0, row["image"]), (SIDE, after)):
             picture = _thumbnail(path)

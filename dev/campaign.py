@@ -27,9 +27,9 @@ import comfyui
 from campaigns import Report
 
 TRIES = {"files": 100_000, "faults": 10, "interrupts": 300, "prompts": 2000, "soak": 500, "kills": 200}
-SLICES = {"files": 1000, "faults": 1, "interrupts": 50, "prompts": 100, "soak": 500, "kills": 200}
-"""Tries between two marks of what is done. Those of faults are nodes; memory is flat or not over a whole soak, and all
-kills are of one run."""
+SLICES = {"files": 5000, "faults": 1, "interrupts": 50, "prompts": 100, "soak": 500, "kills": 20}
+"""Tries between two marks of what is done. Those of faults are nodes; memory is flat or not over a whole soak; each
+slice of kills is of one run, 200 of them over 500 rows in all."""
 
 
 def main() -> None:
@@ -106,7 +106,7 @@ def _files(host: comfyui.Host, every: int):
     import in_process
     from campaigns import files
 
-    model = in_process.random_model(in_process.SMALL, heads=4)
+    model = in_process.random_model(in_process.TINY, heads=4)
 
     def run(tries: int, first: int) -> Report:
         with tempfile.TemporaryDirectory() as folder:

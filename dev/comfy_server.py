@@ -40,6 +40,9 @@ PACK_NAME = "ComfyUI-BARET"
 WITH_PARENT = Path(__file__).resolve().parent / "with_parent.py"
 PROBE = "BaretTTISInversion"  # ComfyUI skips a pack that fails to import with one warning: this node tells
 
+SECONDS_TO_END = 15
+"""What a server has to end properly before it is killed."""
+
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol.BinaryEventTypes
 
 
@@ -349,7 +352,7 @@ def running(
                 client.close()
             process.terminate()
             try:
-                process.wait(15)
+                process.wait(SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

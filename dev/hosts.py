@@ -59,9 +59,13 @@ def tried(version: str, keep: bool) -> tuple[str, str, str]:
 
 
 def _run(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, str(DEV / name), *arguments], stdout=subprocess.PIPE, text=True)
-    print(done.stdout, flush=True)
-    return done
+    """Run a script beside this one; what it says is shown as it comes."""
+    command, said = [sys.executable, str(DEV / name), *arguments], []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            said.append(line)
+    return subprocess.CompletedProcess(command, process.returncode, "".join(said), "")
 
 
 def summary(tests: subprocess.CompletedProcess) -> str:

@@ -64,6 +64,15 @@ SMALL = {
 }
 """The same, small enough for tests; with 4 heads."""
 
+TINY = {
+    **SMALL,
+    "channel_mult": [1],
+    "num_res_blocks": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+}
+"""The first level of that, for what is run ten thousand times."""
+
 
 def load_host(path: str | Path | None = None, cpu: bool = True) -> ModuleType:
     """Make the host's modules importable and return its `nodes`.

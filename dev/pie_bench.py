@@ -212,15 +212,19 @@ def run(method: str, items: list[Item], options: argparse.Namespace) -> dict[str
         for item in items:
             values = {"Source text.value": item.caption, "Prompt-to-Prompt.blend_words": item.blend}
             writer.writerow([item.id, item.image.resolve(), item.target, *(values[name] or "" for name in columns)])
-    command = [sys.executable, str(ROOT / "batch" / "run.py"), str(folder / "rows.csv"), "--out", str(folder / "run")]
-    command += ["--workflow", str(folder / "workflow.json")]
-    command += ["--checkpoint", str(options.checkpoint)] if options.checkpoint else []
-    command += ["--comfyui", options.comfyui] if options.comfyui else ["--version", options.version]
-    command += ["--workers", str(options.workers)] if options.workers else []
-    if subprocess.run(command).returncode == 2:
+    arguments = [str(folder / "rows.csv"), "--out", str(folder / "run"), "--workflow", str(folder / "workflow.json")]
+    arguments += ["--checkpoint", str(options.checkpoint)] if options.checkpoint else []
+    arguments += ["--comfyui", options.comfyui] if options.comfyui else ["--version", options.version]
+    arguments += ["--workers", str(options.workers)] if options.workers else []
+    if batch(arguments) == 2:
         sys.exit(f"error: {method} could not start")
     pictures = {item.id: folder / "run" / "pictures" / f"{item.id}.png" for item in items}
     return {id: path for id, path in pictures.items() if path.is_file()}
+
+
+def batch(arguments: list[str]) -> int:
+    """The exit status of batch/run.py."""
+    return subprocess.run([sys.executable, str(ROOT / "batch" / "run.py"), *arguments]).returncode
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

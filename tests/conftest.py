@@ -3,8 +3,12 @@
 ``python dev/test.py`` sets the host up and names its folder in COMFYUI_PATH.
 """
 
+import contextlib
 import importlib.util
+import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,3 +193,37 @@ def client(installed, checkpoint, tree_before):
     with comfy_server.running(installed, [checkpoint], options, threads=1) as client:
         client.upload(workflows.PICTURE_FILE)
         yield client
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inside(installed, tmp_path, monkeypatch, capsys):
+    """Run a command's main in this process, in a folder of its own; returns what subprocess.run does."""
+
+    def run(main, *arguments):
+        host = [str(installed.path), str(installed.python), installed.version]
+        if "--comfyui" not in arguments:  # else it is looked at
+            monkeypatch.setenv("BARET_HOST", json.dumps(host))
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        before, status = signal.getsignal(signal.SIGTERM), 0
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+            print("" if isinstance(ended.code, int) else ended.code, file=sys.stderr)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def on_client(client, monkeypatch):
+    """Whatever starts a server in this process finds the one that is there, and leaves it."""
+    monkeypatch.setattr(comfy_server, "running", lambda *_, **__: contextlib.nullcontext(client))

@@ -16,7 +16,7 @@ import psutil
 
 from . import Report
 
-ROWS = 500
+ROWS_FOR_A_KILL = 2.5
 COMMAND = Path(__file__).resolve().parents[2] / "batch" / "run.py"
 UNFINISHED = ".unfinished"
 
@@ -32,9 +32,9 @@ GRAPH = {
 """A workflow of a moment, so that most kills meet the runner at work and not the model."""
 
 
-def kills(host: comfyui.Host, tries: int, seed: int, rows: int = ROWS) -> Report:
+def kills(host: comfyui.Host, tries: int, seed: int) -> Report:
     """So many kills, of the driver or of its server, over one run; at the end all must be as if there had been none."""
-    report, drawn = Report(), random.Random(seed)
+    report, drawn, rows = Report(), random.Random(seed), round(tries * ROWS_FOR_A_KILL)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _squares(work / "in", rows)

@@ -1,5 +1,6 @@
 """The command of `batch/` as a user starts it, and its modules in this process."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -43,6 +44,39 @@ def batch(tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, **options)
 
     return run
+
+
+NODE = """
+class Kept:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION = (), "run"
+    def run(self): return ()
+NODE_CLASS_MAPPINGS = {"OwnNode": Kept}
+"""
+
+
+@pytest.fixture(scope="session")
+def server(installed, tmp_path_factory):
+    """One server for the tests that do not end theirs, beside a ComfyUI folder with a model and a node."""
+    import comfy_server
+    import worker
+
+    own = tmp_path_factory.mktemp("own")
+    for path, content in (("models/loras/mine.safetensors", ""), ("custom_nodes/mine.py", NODE)):
+        (own / path).parent.mkdir(parents=True)
+        (own / path).write_text(content)
+    with comfy_server.running(installed, options=worker.OPTIONS, threads=1, own=own) as client:
+        yield client
+
+
+@pytest.fixture
+def here(inside, server, monkeypatch):
+    """Run the command as `batch` does, but in this process, and on the server that is there whenever it starts one."""
+    import comfy_server
+    import run as command
+
+    monkeypatch.setattr(comfy_server, "running", lambda *_, **__: contextlib.nullcontext(server))
+    return lambda *arguments: inside(command.main, *arguments)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("ray.data", reason="Ray is not installed")
 
 
-def test_two_actors_share_the_rows(batch, results, squares, inverted, tmp_path):
+def test_two_actors_share_the_rows(batch, here, results, squares, inverted, tmp_path):
     """Resumed, with a row that fails, and as without Ray to the byte."""
     folder = squares(12)
     (folder / "0005.png").write_text("no picture")
@@ -21,13 +21,13 @@ def test_two_actors_share_the_rows(batch, results, squares, inverted, tmp_path):
     assert [row["attempts"] for row in rows] == [1] * 12
 
     before = results(tmp_path / "out")
-    again = batch(*by_ray)
+    again = here(*by_ray)
     assert "Ray: up to" not in again.stderr and results(tmp_path / "out") == before, "nothing is left to do"
 
     picture = tmp_path / "out" / "pictures" / "0003.png"
     by_actor = picture.read_bytes()
     picture.unlink()
-    alone = batch(*arguments, "out")
+    alone = here(*arguments, "out")
     assert alone.returncode == 1, "what Ray began goes on without it"
     after = results(tmp_path / "out")
     assert {row["id"] for row, old in zip(after, before) if row["seconds"] != old["seconds"]} == {"0003"}
@@ -45,3 +45,17 @@ def test_without_ray_it_is_asked_for(batch, squares, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = batch("squares", "--text", "a dog", "--ray", "local")
     assert done.returncode == 2 and "--ray needs Ray" in done.stderr and "ray[data]" in done.stderr
+
+
+def test_a_machine_on_which_ray_starts_too_slowly_at_first():
+    from ray_backend import _patiently
+
+    tries = iter([RuntimeError("timed out during startup"), None])
+
+    def start():
+        if error := next(tries):
+            raise error
+
+    _patiently(start)
+    with pytest.raises(RuntimeError, match="again and again"):
+        _patiently(lambda: (_ for _ in ()).throw(RuntimeError("again and again")))

@@ -21,6 +21,12 @@ def edit(folder, *arguments):
     )
 
 
+@pytest.fixture
+def edit_here(inside, on_client):
+    """The same in this process, on the server that is there."""
+    return lambda *arguments: inside(command.main, *arguments)
+
+
 def test_an_edit_by_a_short_text(tmp_path):
     done = edit(tmp_path, "--text", "a yellow dog", "--effort", "2", "--out", "out/dog.jpg")
     assert done.returncode == 0, done.stderr
@@ -31,29 +37,29 @@ def test_an_edit_by_a_short_text(tmp_path):
     assert Image.open(tmp_path / "out" / "dog_strip.png").size == (2 * 512 + 8, 512)
 
 
-def test_the_dials_of_the_paper(tmp_path):
+def test_the_dials_of_the_paper(edit_here, tmp_path):
     few = ["--dials", "--steps", "4", "--iterations", "1"]
-    done = edit(tmp_path, *few, "--text", "a blue cat", "--out", "cat.png")
+    done = edit_here(*few, "--text", "a blue cat", "--out", "cat.png")
     assert done.returncode == 0, done.stderr
     assert "Edited by: a blue cat" in done.stdout and "how far each candidate obeys" not in done.stdout
     assert Image.open(tmp_path / "cat_strip.png").size == (3 * 512 + 16, 512)
 
 
-def test_a_checkpoint_and_a_picture(checkpoint, tmp_path):
+def test_a_checkpoint_and_a_picture(edit_here, checkpoint, tmp_path):
     """The picture is shrunk to the size, with its proportions."""
     Image.new("RGB", (400, 200), "orange").save(tmp_path / "photo.jpg")
     what = ["--checkpoint", str(checkpoint), "--image", "photo.jpg", "--text", "a cat"]
     small = ["--dials", "--size", "128", "--steps", "2", "--iterations", "1"]
-    done = edit(tmp_path, *what, *small)
+    done = edit_here(*what, *small)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "edited.png").size == (192, 64)
 
 
-def test_a_picture_without_a_checkpoint(tmp_path):
+def test_a_picture_without_a_checkpoint(edit_here, tmp_path):
     """It is shrunk to what the drawn world knows, and the command says that this is no model for photos."""
     Image.new("RGB", (1200, 800), "orange").save(tmp_path / "photo.png")
     few = ["--dials", "--steps", "2", "--iterations", "1"]
-    done = edit(tmp_path, "--image", "photo.png", *few)
+    done = edit_here("--image", "photo.png", *few)
     assert done.returncode == 0, done.stderr
     assert "knows drawn scenes only" in done.stdout
     assert Image.open(tmp_path / "edited.png").size == (4 * 128, 4 * 128)
