@@ -84,7 +84,7 @@ def test_every_template_can_be_read_as_it_opens(as_it_was, size, nodes_2):
     for name in NAMES:
         page.open_template(name)
         note = "[data-node-id] .comfy-markdown-content h1" if nodes_2 else ".comfy-markdown .tiptap h1"
-        page.page.locator(note).first.wait_for()
+        page.page.locator(note).filter(visible=True).first.wait_for()
         page.page.wait_for_timeout(300)  # the canvas settles
         seen = page.ask(OPENED, nodes_2)
         assert seen["title"] >= LEAST, f"{name}: titles of {seen['title']:.1f} px"
