@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def _inside():
     import in_process
 
     in_process.load_host()
+    logging.disable(logging.WARNING)  # the nodes' hints to users would fill pages
     return in_process.load_pack()
 
 

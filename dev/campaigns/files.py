@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from . import Report, complaint
 
@@ -43,7 +43,7 @@ class Campaign:
         self.path.unlink(missing_ok=True)
         pack.module("baret_ops.storage").save_inversion(self.path, trajectory, embeddings)
         self.whole = self.path.read_bytes()
-        self.tensors = load_file(self.path)
+        self.tensors = load(self.whole)  # of the file itself they would be a view, of whatever lies there later
         with safe_open(self.path, "pt") as file:
             self.about = json.loads(file.metadata()["baret"])
 
