@@ -24,7 +24,7 @@ EDITS = (
     ({"seed": 1}, "a dog on a beach"),
     ({"seed": 8}, "a cat"),
 )
-COMPARISONS = ("baret_maps", "baret_compare")  # what they end in shows the picture as well
+COMPARISONS = ("baret_maps", "baret_compare", "baret_imagic")  # what they end in shows the picture as well
 
 
 def edited(client, scene: dict, text: str) -> list[bytes]:

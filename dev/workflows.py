@@ -48,6 +48,12 @@ WHAT_TO_WRITE = "Short text"  # no longer: on the classic canvas it widens the n
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 
+# What fine-tunes on one picture, on this world (docs/fine-tuning.md).
+IMAGIC = {"text_updates": 100, "text_rate": 0.03, "updates": 150, "learning_rate": 0.0005, "rank": 8}
+IMAGIC_CFG = 3.0
+SINE = {"updates": 150, "learning_rate": 0.0005, "rank": 8}
+SINE_GUIDANCE = {"cfg": 7.5, "beta": 0.4, "end_percent": 0.5}
+
 # --- the parts that workflows share ---------------------------------------------------------------------------------
 
 WORLD_WORDS = """\
@@ -535,6 +541,101 @@ One picture, one text, six methods. Another text or *seed*: run again.""",
     return w
 
 
+def baret_imagic() -> Workflow:
+    """The eta sweep of the article, on the drawn world."""
+    w = Workflow(
+        "baret_imagic",
+        "BARET 13 Imagic - a model for one edit",
+        """\
+Tunes the text, then a LoRA, until the model draws the picture. *eta* 0 is the picture, 1 your text; \
+the edit lies between. It takes a minute.""",
+        "先调优文本，再调优 LoRA，直到模型画出原图。eta 0 是原图，1 是您的文本。",
+    )
+    w.folded_columns = 4
+    source = _world(w, SHORT_TEXT)
+    w.stage("2 Tune", 270)
+    imagic = w.add("BaretImagic", model=source.model, target=source.positive, latent=source.latent, **IMAGIC)
+    w.stage("3 Look", 690)
+    pictures = {"the picture": source.image}
+    for eta in (0.0, 0.6, 0.8, 0.9, 1.0):
+        text = w.add(
+            "ConditioningAverage",
+            f"eta {eta:g}",
+            folded=True,
+            conditioning_to=imagic["target"],
+            conditioning_from=imagic["tuned"],
+            conditioning_to_strength=eta,
+        )
+        sampled = _sampled(w, replace(source, model=imagic["model"], positive=text["CONDITIONING"]), IMAGIC_CFG)
+        pictures[f"eta {eta:g}"] = _decoded(w, source.vae, sampled)
+    grid = _side_by_side(w, "From the picture to the text", pictures, 6, room=170)
+    w.add("SaveImage", "Save all", folded=True, images=grid.inputs["images"], filename_prefix="baret/imagic")
+    return w
+
+
+def _sampled(w: Workflow, source: Source, cfg: float) -> Link:
+    """Stock sampling of the source's text from noise, at the size of its picture."""
+    sampler = w.add(
+        "KSampler",
+        folded=True,
+        model=source.model,
+        positive=source.positive,
+        negative=source.negative,
+        latent_image=source.latent,
+        seed=0,
+        steps=20,
+        cfg=cfg,
+        sampler_name="euler",
+        scheduler="ddim_uniform",
+    )
+    return sampler["LATENT"]
+
+
+def baret_sine() -> Workflow:
+    w = Workflow(
+        "baret_sine",
+        "BARET 14 SINE - one LoRA, many edits",
+        """\
+Tunes a LoRA on the picture with its caption; then both models guide: the plain one by your text, the tuned one by \
+the caption. Too little changes: raise *beta*. Too much: raise *end_percent*.""",
+        "在图片上用其描述调优 LoRA，再用两个模型共同引导。变化太少：提高 beta；太多：提高 end_percent。",
+    )
+    source = _world(w, SHORT_TEXT)
+    w.stage("2 Tune", 260)
+    caption = w.add("CLIPTextEncode", "Text as it is", clip=source.clip, text="a dog sitting")
+    tuned = w.add(
+        "BaretOneImageLoRA", model=source.model, caption=caption["CONDITIONING"], latent=source.latent, **SINE
+    )
+    w.stage("3 Edit", 250)
+    guider = w.add(
+        "BaretModelGuidance",
+        model=source.model,
+        tuned=tuned["model"],
+        positive=source.positive,
+        caption=caption["CONDITIONING"],
+        negative=source.negative,
+        **SINE_GUIDANCE,
+    )
+    noise = w.add("RandomNoise", folded=True, noise_seed=0)
+    sampler = w.add("KSamplerSelect", folded=True, sampler_name="euler")
+    sigmas = w.add("BasicScheduler", folded=True, model=source.model, scheduler="ddim_uniform", steps=20, denoise=1.0)
+    empty = w.add("EmptyLatentImage", folded=True, width=128, height=128, batch_size=1)
+    sampled = w.add(
+        "SamplerCustomAdvanced",
+        folded=True,
+        noise=noise["NOISE"],
+        guider=guider["guider"],
+        sampler=sampler["SAMPLER"],
+        sigmas=sigmas["SIGMAS"],
+        latent_image=empty["LATENT"],
+    )
+    w.stage("4 Look", 390)
+    edited = _decoded(w, source.vae, sampled["output"])
+    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=200)
+    _saved(w, source, edited, "sine", folded=True)
+    return w
+
+
 def baret_blueprint() -> Blueprint:
     """The whole edit as one node."""
     w = Workflow("baret_blueprint", "BARET Edit", "The target text is the one on the node's face.")
@@ -594,6 +695,8 @@ WORKFLOWS = (
     baret_compare,
     baret_stock_sampler,
     baret_lora_controlnet,
+    baret_imagic,
+    baret_sine,
 )
 TITLES = {build.__name__: build().title for build in WORKFLOWS}
 
