@@ -25,7 +25,7 @@ TASKS = ("pose", "colour")
 SCORED, CHOSEN_ON = 7200, 7100  # seeds of the lists of scenes
 STEPS, SEED = 20, 0
 ETAS = (0.0, 0.4, 0.6, 0.8, 0.9, 1.0)
-BETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+BETAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 TRIED = [
     {"updates": updates, "learning_rate": rate, "rank": rank}

@@ -52,7 +52,7 @@ WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose f
 IMAGIC = {"text_updates": 100, "text_rate": 0.03, "updates": 150, "learning_rate": 0.0005, "rank": 8}
 IMAGIC_CFG = 3.0
 SINE = {"updates": 150, "learning_rate": 0.0005, "rank": 8}
-SINE_GUIDANCE = {"cfg": 7.5, "beta": 0.4, "end_percent": 0.5}
+SINE_GUIDANCE = {"cfg": 7.5, "beta": 0.7, "end_percent": 0.8}
 
 # --- the parts that workflows share ---------------------------------------------------------------------------------
 

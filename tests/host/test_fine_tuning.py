@@ -1,7 +1,11 @@
 """Fine-tuning on one picture: Imagic, the LoRA of SINE and its guidance by two models."""
 
+from types import SimpleNamespace
+
 import pytest
+import reach
 import torch
+import workflows
 
 FEW = {"updates": 3, "learning_rate": 1e-2, "rank": 2, "seed": 5}
 
@@ -259,3 +263,71 @@ def test_models_that_do_not_fit_are_told(guided, one_image_lora, model, make_mod
         guided(model, make_model(v_prediction=True))
     with pytest.raises(ValueError, match="caption is 32 wide and the model's text is 24 wide"):
         guided(model, tuned, caption=text(1, width=32))
+
+
+# --- on the drawn world, at the templates' settings and on their scene ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene(pack, drawn_world):
+    """The templates' picture, a blue dog sitting in the snow, and its latent."""
+    (scene,) = pack.module("world.scenes").sample(workflows.SCENE["seed"], 1)
+    picture, mask = pack.module("world.scenes").render([scene])
+    latent = drawn_world.latent(picture)
+    return SimpleNamespace(scene=scene, latent=latent, picture=drawn_world.decode(latent), outside=mask < 0.001)
+
+
+def poses_of(pack, scene, pictures):
+    """The poses of the drawings that pictures are nearest to."""
+    seen = reach.read(pack.module("world.scenes"), scene.scene, torch.cat(pictures))
+    return [pack.module("world.scenes").WORDS["pose"][each.pose][0] for each in seen]
+
+
+def test_imagic_gives_the_picture_back_and_then_the_text(pack, host, drawn_world, scene):
+    target = drawn_world.encode(workflows.SHORT_TEXT)
+    model, _, tuned, target = pack.call(
+        "BaretImagic", model=drawn_world.model, target=target, latent=scene.latent, **workflows.IMAGIC
+    )
+    pictures = []
+    for eta in (0.0, 0.6, 1.0):
+        with torch.inference_mode():
+            (text,) = host.nodes.ConditioningAverage().addWeighted(target, tuned, eta)
+            (latent,) = host.nodes.common_ksampler(
+                model, 0, 20, workflows.IMAGIC_CFG, "euler", "ddim_uniform", text, drawn_world.encode(""), scene.latent
+            )
+        pictures.append(drawn_world.decode(latent))
+    assert poses_of(pack, scene, pictures) == ["sitting", "lying", "lying"]
+    likeness = [float(pack.module("baret_ops.metrics").psnr(picture, scene.picture)) for picture in pictures]
+    assert likeness[0] > 25 > likeness[1] > likeness[2], likeness
+
+
+def test_sine_keeps_the_scene_better_than_sdedit(pack, host, drawn_world, scene):
+    """Where the one and the other obey: at SDEdit's least strength that does."""
+    import comfy.samplers
+
+    model, text, null = drawn_world.model, drawn_world.encode(workflows.SHORT_TEXT), drawn_world.encode("")
+    caption = drawn_world.encode("a dog sitting")
+    tuned, _ = pack.call("BaretOneImageLoRA", model=model, caption=caption, latent=scene.latent, **workflows.SINE)
+    given = {"positive": text, "caption": caption, "negative": null, **workflows.SINE_GUIDANCE}
+    (guider,) = pack.call("BaretModelGuidance", model=model, tuned=tuned, **given)
+    noise = torch.randn(scene.latent["samples"].shape, generator=torch.Generator().manual_seed(0))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", 20)
+    with torch.inference_mode():
+        euler = comfy.samplers.sampler_object("euler")
+        edit = guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True)
+    edit = drawn_world.decode({"samples": edit})
+
+    def kept(picture):
+        return float(pack.module("baret_ops.metrics").psnr(picture, scene.picture, scene.outside))
+
+    strengths = (0.6, 0.7, 0.8, 0.9)
+    others = []
+    for strength in strengths:
+        with torch.inference_mode():
+            (latent,) = host.nodes.common_ksampler(
+                model, 0, 20, 7.5, "euler", "ddim_uniform", text, null, scene.latent, denoise=strength
+            )
+        others.append(drawn_world.decode(latent))
+    ours, *theirs = poses_of(pack, scene, [edit, *others])
+    assert ours == "lying" and "lying" in theirs
+    assert kept(edit) > kept(others[theirs.index("lying")]) + 2
