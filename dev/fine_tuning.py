@@ -71,12 +71,12 @@ class Bench:
         model, _, tuned, target = self.lab.PACK.call(
             "BaretImagic", model=self.world.model, target=target, latent=latent, **how
         )
-        found = {}
+        empty, found = {"samples": latent["samples"] * 0.0}, {}
         for eta in ETAS:
             (text,) = self.lab.in_process.call_stock(
                 "ConditioningAverage", conditioning_to=target, conditioning_from=tuned, conditioning_to_strength=eta
             )
-            found[eta] = self.sample(model, text, latent, workflows.IMAGIC_CFG)
+            found[eta] = self.sample(model, text, empty, workflows.IMAGIC_CFG)
         return found
 
     def sine(self, batch, number: int, latent: dict, how: dict) -> dict[float, object]:

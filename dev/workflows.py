@@ -556,7 +556,7 @@ the edit lies between. It takes a minute.""",
     w.stage("2 Tune", 270)
     imagic = w.add("BaretImagic", model=source.model, target=source.positive, latent=source.latent, **IMAGIC)
     w.stage("3 Look", 690)
-    pictures = {"the picture": source.image}
+    empty, pictures = _empty(w, source), {"the picture": source.image}
     for eta in (0.0, 0.6, 0.8, 0.9, 1.0):
         text = w.add(
             "ConditioningAverage",
@@ -566,22 +566,27 @@ the edit lies between. It takes a minute.""",
             conditioning_from=imagic["tuned"],
             conditioning_to_strength=eta,
         )
-        sampled = _sampled(w, replace(source, model=imagic["model"], positive=text["CONDITIONING"]), IMAGIC_CFG)
+        sampled = _sampled(w, replace(source, model=imagic["model"], positive=text["CONDITIONING"]), empty, IMAGIC_CFG)
         pictures[f"eta {eta:g}"] = _decoded(w, source.vae, sampled)
     grid = _side_by_side(w, "From the picture to the text", pictures, 6, room=170)
     w.add("SaveImage", "Save all", folded=True, images=grid.inputs["images"], filename_prefix="baret/imagic")
     return w
 
 
-def _sampled(w: Workflow, source: Source, cfg: float) -> Link:
-    """Stock sampling of the source's text from noise, at the size of its picture."""
+def _empty(w: Workflow, source: Source) -> Link:
+    """A latent of the picture's size that holds nothing of it: sampling starts from noise alone."""
+    return w.add("LatentMultiply", "From noise", folded=True, samples=source.latent, multiplier=0.0)["LATENT"]
+
+
+def _sampled(w: Workflow, source: Source, empty: Link, cfg: float) -> Link:
+    """Stock sampling of the source's text from noise."""
     sampler = w.add(
         "KSampler",
         folded=True,
         model=source.model,
         positive=source.positive,
         negative=source.negative,
-        latent_image=source.latent,
+        latent_image=empty,
         seed=0,
         steps=20,
         cfg=cfg,
@@ -619,7 +624,6 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
     noise = w.add("RandomNoise", folded=True, noise_seed=0)
     sampler = w.add("KSamplerSelect", folded=True, sampler_name="euler")
     sigmas = w.add("BasicScheduler", folded=True, model=source.model, scheduler="ddim_uniform", steps=20, denoise=1.0)
-    empty = w.add("EmptyLatentImage", folded=True, width=128, height=128, batch_size=1)
     sampled = w.add(
         "SamplerCustomAdvanced",
         folded=True,
@@ -627,7 +631,7 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
         guider=guider["guider"],
         sampler=sampler["SAMPLER"],
         sigmas=sigmas["SIGMAS"],
-        latent_image=empty["LATENT"],
+        latent_image=_empty(w, source),
     )
     w.stage("4 Look", 390)
     edited = _decoded(w, source.vae, sampled["output"])

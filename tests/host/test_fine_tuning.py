@@ -288,12 +288,12 @@ def test_imagic_gives_the_picture_back_and_then_the_text(pack, host, drawn_world
     model, _, tuned, target = pack.call(
         "BaretImagic", model=drawn_world.model, target=target, latent=scene.latent, **workflows.IMAGIC
     )
-    pictures = []
+    pictures, empty = [], {"samples": torch.zeros_like(scene.latent["samples"])}
     for eta in (0.0, 0.6, 1.0):
         with torch.inference_mode():
             (text,) = host.nodes.ConditioningAverage().addWeighted(target, tuned, eta)
             (latent,) = host.nodes.common_ksampler(
-                model, 0, 20, workflows.IMAGIC_CFG, "euler", "ddim_uniform", text, drawn_world.encode(""), scene.latent
+                model, 0, 20, workflows.IMAGIC_CFG, "euler", "ddim_uniform", text, drawn_world.encode(""), empty
             )
         pictures.append(drawn_world.decode(latent))
     assert poses_of(pack, scene, pictures) == ["sitting", "lying", "lying"]
