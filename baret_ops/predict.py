@@ -45,6 +45,13 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 ``[B,C,h,w]``."""
 
 
+def later(on_step: OnStep | None, first: int) -> OnStep | None:
+    """``on_step`` for a walk whose steps come after ``first`` others."""
+    if on_step is None:
+        return None
+    return lambda i, clean, z: on_step(first + i, clean, z)
+
+
 class NotFinite(RuntimeError):
     """NaN or infinity appeared in a run."""
 

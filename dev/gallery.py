@@ -24,7 +24,8 @@ EDITS = (
     ({"seed": 1}, "a dog on a beach"),
     ({"seed": 8}, "a cat"),
 )
-COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once")  # what they end in shows the picture as well
+COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once", "baret_imagic")
+"""What they end in shows the picture as well."""
 
 
 def edited(client, scene: dict, text: str) -> list[bytes]:

@@ -21,7 +21,20 @@ import comfyui
 PHRASES = Path(__file__).resolve().parent / "phrases"
 FOLDER = Path(__file__).resolve().parent.parent / "locales"
 # Names that are the same everywhere.
-SYMBOLS = {"cfg", "clip", "clip_score", "eta_end", "eta_start", "psnr", "ssim", "tau_ca", "tau_sa", "vae"}
+SYMBOLS = {
+    "beta",
+    "cfg",
+    "clip",
+    "clip_score",
+    "eta_end",
+    "eta_start",
+    "lora",
+    "psnr",
+    "ssim",
+    "tau_ca",
+    "tau_sa",
+    "vae",
+}
 
 
 def languages() -> dict[str, dict]:

@@ -50,6 +50,12 @@ WHAT_TO_WRITE = "Short text"  # no longer: on the classic canvas it widens the n
 WORLD_INVERSION = {"steps": 25}
 WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose for poses on this world
 
+# What fine-tunes on one picture, on this world (docs/fine-tuning.md).
+IMAGIC = {"text_updates": 100, "text_rate": 0.03, "updates": 150, "learning_rate": 0.0005, "rank": 8}
+IMAGIC_CFG = 3.0
+SINE = {"updates": 150, "learning_rate": 0.0005, "rank": 8}
+SINE_GUIDANCE = {"cfg": 7.5, "beta": 0.7, "end_percent": 0.8}
+
 # --- the parts that workflows share ---------------------------------------------------------------------------------
 
 WORLD_WORDS = """\
@@ -597,6 +603,127 @@ def _six_methods() -> Blueprint:
     )
 
 
+def baret_imagic() -> Workflow:
+    """The eta sweep of the article, on the drawn world."""
+    w = Workflow(
+        "baret_imagic",
+        "BARET 13 Imagic - a model for one edit",
+        """\
+Tunes the text, then a LoRA, until the model draws the picture. *eta* 0 is the picture, 1 your text; \
+the edit lies between. It takes a minute.""",
+        "先调优文本，再调优 LoRA，直到模型画出原图。eta 0 是原图，1 是您的文本。",
+    )
+    source = _world(w, SHORT_TEXT, then=("2 Tune", 250))
+    imagic = w.add("BaretImagic", model=source.model, target=source.positive, latent=source.latent, **IMAGIC)
+    w.stage("3 Sample", 210)
+    etas = w.put_subgraph(
+        _etas(),
+        model=imagic["model"],
+        target=imagic["target"],
+        tuned=imagic["tuned"],
+        negative=source.negative,
+        latent=_empty(w, source),
+        vae=source.vae,
+        image=source.image,
+    )
+    w.stage("4 Look", 480)
+    w.add("SaveImage", "From the picture to the text", images=etas["grid"], filename_prefix="baret/imagic", room=330)
+    return w
+
+
+def _etas() -> Blueprint:
+    """The way from the tuned text to the target, sampled by stock nodes, as one node."""
+    w = Workflow("baret_etas", "Five etas", "From the tuned text to yours.", "从调优文本到您的文本。", first=101)
+    model, target, tuned, negative = Face("model"), Face("target"), Face("tuned"), Face("negative")
+    latent, vae, image = Face("latent"), Face("vae"), Face("image")
+    etas = (0.0, 0.6, 0.8, 0.9, 1.0)
+    w.stage("1 Blend", FOLDED_WIDTH)
+    texts = {}
+    for eta in etas:
+        texts[f"eta {eta:g}"] = w.add(
+            "ConditioningAverage",
+            f"eta {eta:g}",
+            folded=True,
+            conditioning_to=target,
+            conditioning_from=tuned,
+            conditioning_to_strength=eta,
+        )
+    w.stage("2 Sample", FOLDED_WIDTH)
+    sampled = {}
+    for name, text in texts.items():
+        sampled[name] = w.add(
+            "KSampler",
+            folded=True,
+            model=model,
+            positive=text["CONDITIONING"],
+            negative=negative,
+            latent_image=latent,
+            seed=0,
+            steps=20,
+            cfg=IMAGIC_CFG,
+            sampler_name="euler",
+            scheduler="ddim_uniform",
+        )
+    w.stage("3 Look", FOLDED_WIDTH)
+    pictures = {name: _decoded(w, vae, node["LATENT"]) for name, node in sampled.items()}
+    grid = _grid(w, {"the picture": image, **pictures}, 3)
+    return Blueprint(
+        workflow=w,
+        faces=("model", "target", "tuned", "negative", "latent", "vae", "image"),
+        outputs={"grid": grid},
+        description="The way from the tuned text to the target in five steps, in a labelled grid.",
+    )
+
+
+def _empty(w: Workflow, source: Source) -> Link:
+    """A latent of the picture's size that holds nothing of it: sampling starts from noise alone."""
+    return w.add("LatentMultiply", "From noise", folded=True, samples=source.latent, multiplier=0.0)["LATENT"]
+
+
+def baret_sine() -> Workflow:
+    w = Workflow(
+        "baret_sine",
+        "BARET 14 SINE - one LoRA, many edits",
+        """\
+Tunes a LoRA on the picture with its caption; then both models guide: the plain one by your text, the tuned one by \
+the caption. Too little changes: raise *beta*. Too much: raise *end_percent*.""",
+        "在图片上用其描述调优 LoRA，再用两个模型共同引导。变化太少：提高 beta；太多：提高 end_percent。",
+    )
+    source = _world(w, SHORT_TEXT, then=("2 Tune", 220))
+    caption = w.add("CLIPTextEncode", "Text as it is", clip=source.clip, text="a dog sitting")
+    tuned = w.add(
+        "BaretOneImageLoRA", model=source.model, caption=caption["CONDITIONING"], latent=source.latent, **SINE
+    )
+    w.stage("3 Edit", 220)
+    guider = w.add(
+        "BaretModelGuidance",
+        model=source.model,
+        tuned=tuned["model"],
+        positive=source.positive,
+        caption=caption["CONDITIONING"],
+        negative=source.negative,
+        **SINE_GUIDANCE,
+    )
+    w.column(FOLDED_WIDTH)
+    noise = w.add("RandomNoise", folded=True, noise_seed=0)
+    sampler = w.add("KSamplerSelect", folded=True, sampler_name="euler")
+    sigmas = w.add("BasicScheduler", folded=True, model=source.model, scheduler="ddim_uniform", steps=20, denoise=1.0)
+    sampled = w.add(
+        "SamplerCustomAdvanced",
+        folded=True,
+        noise=noise["NOISE"],
+        guider=guider["guider"],
+        sampler=sampler["SAMPLER"],
+        sigmas=sigmas["SIGMAS"],
+        latent_image=_empty(w, source),
+    )
+    w.stage("4 Look", 320)
+    edited = _decoded(w, source.vae, sampled["output"])
+    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=200)
+    _saved(w, source, edited, "sine", folded=True)
+    return w
+
+
 def baret_blueprint() -> Blueprint:
     """The whole edit as one node."""
     w = Workflow("baret_blueprint", "BARET Edit", "The target text is the one on the node's face.")
@@ -656,6 +783,8 @@ WORKFLOWS = (
     baret_compare,
     baret_stock_sampler,
     baret_lora_controlnet,
+    baret_imagic,
+    baret_sine,
 )
 TITLES = {build.__name__: build().title for build in WORKFLOWS}
 

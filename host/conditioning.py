@@ -41,15 +41,9 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
             f"{role} carries {len(conditioning)} prompts for {images} image(s); one prompt, or one per image, fits: "
             "remove Conditioning (Combine) or give the latent batch as many images."
         )
+    require_width(conditioning, role, width)
     texts = []
     for text, _ in conditioning:
-        if not torch.is_tensor(text) or text.ndim != 3:
-            raise ValueError(f"{role} carries no text embedding; connect a CLIP Text Encode.")
-        if text.shape[-1] != width:
-            raise ValueError(
-                f"{role} is {text.shape[-1]} wide and the model's text is {width} wide; encode it with the CLIP of the "
-                "same checkpoint."
-            )
         if not torch.isfinite(text).all():
             raise ValueError(
                 f"{role} holds NaN or infinity; encode the text again, with the CLIP in float32 (--fp32-text-enc)."
@@ -66,6 +60,18 @@ def read_text(conditioning: list, role: str, images: int, width: int) -> tuple[T
             "them apart."
         )
     return text.expand(images, -1, -1).clone(), dict(options)
+
+
+def require_width(conditioning: list, role: str, width: int) -> None:
+    """Raise ValueError unless all entries of a CONDITIONING hold text of the model's width D."""
+    for text, _ in conditioning:
+        if not torch.is_tensor(text) or text.ndim != 3:
+            raise ValueError(f"{role} carries no text embedding; connect a CLIP Text Encode.")
+        if text.shape[-1] != width:
+            raise ValueError(
+                f"{role} is {text.shape[-1]} wide and the model's text is {width} wide; encode it with the CLIP of the "
+                "same checkpoint."
+            )
 
 
 def _identities(options: Options) -> dict[str, int]:

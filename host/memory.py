@@ -31,6 +31,12 @@ _KEPT = 92_000
 _KEPT_RECOMPUTING = 20_000
 """The same where blocks are computed again on the way back: their inputs, what lies between, and the largest block."""
 
+_LORA = 1.1
+"""What a row keeps where a LoRA is tuned, over what it keeps else: the inputs of its layers are needed as well."""
+
+_ADAM = 16
+"""Bytes that a number takes that is tuned: itself, its gradient and Adam's two moments in float32."""
+
 _CONTROLNET = 0.35
 """What a ControlNet keeps, as a share of what the UNet keeps: it is the UNet's first half."""
 
@@ -49,7 +55,8 @@ def activations(
 ) -> float:
     """Bytes that tuning takes beside the weights: an estimate.
 
-    They are the activations that backward needs, what a forward works with, and copies of weights that are cast.
+    They are the activations that backward needs, what a forward works with, copies of weights that are cast, and what
+    a LoRA that is tuned takes.
     rows: differentiated at once. shape: (C,h,w) of a latent. recompute: whether blocks are computed again on the way
     back. beside: modules that take part beside the UNet (ControlNets).
     """
@@ -63,7 +70,17 @@ def activations(
     channels = unet.model_channels / _CHANNELS
     largest = max(weight.numel() for weight in unet.parameters())
     casts = sum(_cast_copies(module, kind, recompute) for module in (unet, *beside))
-    return (kept + working) * pixels * size * channels + _LARGEST_WEIGHT * largest * size + casts * size
+    tuned = _tuned_numbers(unet)
+    kept *= _LORA if tuned else 1.0
+    held = (kept + working) * pixels * size * channels
+    return held + _LARGEST_WEIGHT * largest * size + casts * size + _ADAM * tuned
+
+
+def _tuned_numbers(module: nn.Module) -> int:
+    """Numbers in the LoRAs on a module's layers that are being tuned."""
+    functions = [each for part in module.modules() for each in getattr(part, "weight_function", ())]
+    weights = [weight for each in functions if isinstance(each, nn.Module) for weight in each.parameters()]
+    return sum(weight.numel() for weight in weights if weight.requires_grad)
 
 
 def _cast_copies(module: nn.Module, kind: torch.dtype, recompute: bool) -> int:

@@ -72,6 +72,12 @@ def schedule_of(model, steps: int) -> Schedule:
     return make_schedule(model.get_model_object("model_sampling").sigmas, steps)
 
 
+def all_times(model) -> Schedule:
+    """The schedule whose levels are all the times that this model knows. For what draws times at random."""
+    table = model.get_model_object("model_sampling").sigmas
+    return make_schedule(table, len(table) - 1)
+
+
 def require_fit(model, trajectory: Trajectory) -> None:
     """Raise ValueError unless the trajectory was made on a model of this one's family and noise schedule."""
     family = family_of(model)

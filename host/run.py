@@ -27,6 +27,7 @@ from ..baret_ops.schedule import Schedule
 from . import attention, memory
 from . import gradients as backward
 from .conditioning import Options, controlnets
+from .lora import Lora
 
 Result = TypeVar("Result")
 Loop = Callable[[Predict, torch.device], Result]
@@ -44,21 +45,23 @@ def sample(
     shape: tuple[int, ...],
     schedule: Schedule,
     gradients: bool = False,
+    lora: Lora | None = None,
 ) -> Any:
     """Call ``loop(predict, device)`` with a model that is loaded and ready; return what it returns.
 
     positive, negative: an embedding ``[B,T,D]`` and the options of its conditioning; predict replaces the embedding.
     rows: most latents in one forward, for the host's memory estimate. shape: (C,h,w) of a latent.
     gradients: whether the loop differentiates; it then runs outside inference mode, on a model that is loaded whole.
+    lora: what the model carries meanwhile, for a loop that tunes it.
     Raises what the loop raises; an out-of-memory error names the sizes and what lowers them.
     """
     loading = backward.loadable_whole(model) if gradients else contextlib.nullcontext(model)
     with loading as model:
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": _conditioning(positive), "negative": _conditioning(negative)})
-        preparation = _Preparation(rows, tuple(shape), gradients)
+        preparation = _Preparation(rows, tuple(shape), gradients, lora)
         guider.model_options = _with_wrapper(guider.model_options, WrappersMP.PREPARE_SAMPLING, preparation)
-        run = _Run(loop, rows if gradients else 0)
+        run = _Run(loop, rows if gradients else 0, lora)
         latents = torch.zeros([len(positive[0]), *shape])
         try:
             guider.sample(latents, latents, run, schedule.sigmas.float(), disable_pbar=True)
@@ -101,14 +104,15 @@ class _Preparation:
     The shape alone tells it so; the latents that samplers and their wrappers see are the pictures'.
     """
 
-    def __init__(self, rows: int, shape: tuple[int, ...], gradients: bool):
-        self.rows, self.shape, self.gradients = rows, shape, gradients
+    def __init__(self, rows: int, shape: tuple[int, ...], gradients: bool, lora: Lora | None):
+        self.rows, self.shape, self.gradients, self.lora = rows, shape, gradients, lora
 
     def __call__(self, executor, model, noise_shape, conds, *args, **kwargs):
         if not self.gradients:
             return executor(model, [self.rows, *self.shape], conds, *args, **kwargs)
         beside = _modules(conds, [])
-        rows = memory.rows_to_free(model, self.rows, self.shape, beside)
+        with _carrying(model, self.lora):
+            rows = memory.rows_to_free(model, self.rows, self.shape, beside)
         return backward.load_whole(executor, model, [rows, *self.shape], conds, *args, **kwargs)
 
 
@@ -140,14 +144,18 @@ def _modules(conds: Mapping[str, list[dict]], patchers: list) -> list[torch.nn.M
     return list(dict.fromkeys(modules))
 
 
+def _carrying(model, lora: Lora | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if lora is None else lora.on(model)
+
+
 class _Run(comfy.samplers.Sampler):
     """The host's Sampler interface around a loop; the loop's own result replaces the sampled latent.
 
-    tuned: rows that will be differentiated at once, 0 for none.
+    tuned: rows that will be differentiated at once, 0 for none. lora: see :func:`sample`.
     """
 
-    def __init__(self, loop: Loop, tuned: int):
-        self.loop, self.tuned, self.result = loop, tuned, None
+    def __init__(self, loop: Loop, tuned: int, lora: Lora | None):
+        self.loop, self.tuned, self.lora, self.result = loop, tuned, lora, None
 
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]: the host declares it without arguments
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -167,7 +175,7 @@ class _Run(comfy.samplers.Sampler):
         options = _with_transformer_options(options, {"optimized_attention_override": backward.attention})
         model = guider.model_patcher
         patchers = _beside(model, guider.loaded_models)
-        with backward.weights_in_place(patchers):
+        with backward.weights_in_place(patchers), _carrying(model, self.lora):
             beside = _modules(guider.conds, patchers)
             recompute = memory.must_recompute(model, self.tuned, shape, beside)
             patched = backward.runs_other_code(model, guider.conds, options)

@@ -2,7 +2,9 @@
 
 from .auto_edit import BaretAutoEdit
 from .bam import BaretBAMEdit
+from .fine_tuning import BaretImagic, BaretOneImageLoRA
 from .grid import BaretLabelledGrid
+from .guidance import BaretModelGuidance
 from .inversion import BaretInversion, BaretNullTextInversion, BaretTTISInversion
 from .maps import BaretAttentionMaps
 from .masactrl import BaretMasaCtrlEdit
@@ -28,6 +30,9 @@ NODES = [
     BaretInversion,
     BaretPromptToPromptEdit,
     BaretMasaCtrlEdit,
+    BaretImagic,
+    BaretOneImageLoRA,
+    BaretModelGuidance,
     BaretInversionReport,
     BaretEditMetrics,
     BaretEditSweep,

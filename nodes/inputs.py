@@ -183,6 +183,44 @@ def _stop(name: str, default: float, tooltip: str) -> io.Input:
     )
 
 
+# --- fine-tuning on one picture ---------------------------------------------------------------------------------------
+
+
+def one_latent() -> io.Input:
+    return io.Latent.Input("latent", tooltip="Your picture, one, encoded with this checkpoint's VAE.")
+
+
+def updates(name: str, default: int, tooltip: str) -> io.Input:
+    return io.Int.Input(name, default=default, min=0, max=10_000, step=10, tooltip=tooltip)
+
+
+def rate(name: str, default: float, tooltip: str) -> io.Input:
+    return io.Float.Input(
+        name, default=default, min=1e-7, max=1.0, step=default / 10, round=False, advanced=True, tooltip=tooltip
+    )
+
+
+def lora_settings() -> list[io.Input]:
+    """How a LoRA is tuned, and the seed of it all."""
+    return [
+        rate(
+            "learning_rate",
+            1e-4,
+            "Size of an update of the LoRA. Higher keeps more of the picture in fewer updates, until it breaks. "
+            "Useful: 0.0001 on SD1.5, 0.0005 on small models.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=8,
+            min=1,
+            max=128,
+            advanced=True,
+            tooltip="Size of the LoRA. Higher can hold more of the picture and takes more memory. Useful: 4 to 16.",
+        ),
+        seed("Which times and noise are drawn. The same seed gives the same result."),
+    ]
+
+
 # --- sharing and masks ------------------------------------------------------------------------------------------------
 
 

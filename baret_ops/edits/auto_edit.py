@@ -149,8 +149,8 @@ def choose(scores: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     """Which candidate each image takes, ``[B]``, and which obey, ``[K,B]`` bool.
 
     One obeys that has a score of at least ``1 - LENIENCE * keep``. Fresh noise takes away more than it shows: it counts
-    only with a score of ``GAIN * keep`` more than the best from the picture's own noise. Of those that obey and count the
-    first is taken; where there is none, the one of the best score that counts.
+    only with a score of ``GAIN * keep`` more than the best from the picture's own noise. Of those that obey and count
+    the first is taken; where there is none, the one of the best score that counts.
     scores: ``[K,B]``, NaN where an image has no such candidate.
     """
     there = ~scores.isnan()

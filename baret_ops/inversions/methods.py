@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..edits.sampling import sample_from_pivots
-from ..predict import OnStep, Predict
+from ..predict import OnStep, Predict, later
 from ..schedule import Schedule
 from ..transition import eta_schedule
 from ..values import Embeddings, ModelFamily, Trajectory, fingerprints
@@ -127,7 +127,7 @@ class _TunedInversion:
             iterations=self.iterations,
             stop=self.stop,
             skip_finished=self.skip_finished,
-            on_step=_later(on_step, problem.schedule.steps),
+            on_step=later(on_step, problem.schedule.steps),
         )
 
 
@@ -217,10 +217,3 @@ class SampledInversion:
         )
         trajectory = problem.trajectory(pivots, torch.stack(latents))
         return trajectory, problem.untuned(trajectory)
-
-
-def _later(on_step: OnStep | None, first: int) -> OnStep | None:
-    """``on_step`` for a walk whose steps come after ``first`` others."""
-    if on_step is None:
-        return None
-    return lambda i, clean, z: on_step(first + i, clean, z)

@@ -96,10 +96,11 @@ def core(pack, unets):
         return pack.modules[f"baret_ops.{name}"]
 
     alphas = alphas64()
-    schedule = module("schedule").make_schedule(((1.0 - alphas) / alphas).sqrt(), STEPS)
+    table = ((1.0 - alphas) / alphas).sqrt()
+    schedule, every_time = (module("schedule").make_schedule(table, steps) for steps in (STEPS, len(table) - 1))
     attention, run = pack.modules["host.attention"], pack.modules["host.run"]
     blocks = attention.blocks_of(model)
-    times = {float(sigma): t for sigma, t in zip(schedule.sigmas, schedule.timesteps)}
+    times = {float(sigma): t for t, sigma in enumerate(table)}
 
     def predict(x, sigma, *, cond=None, uncond=None, sharing=None, hooks=None):
         passes = {1: uncond, 0: cond}
@@ -119,7 +120,7 @@ def core(pack, unets):
         found = dict(zip(texts, eps.chunk(len(texts))))
         return found.get(0), found.get(1)
 
-    return SimpleNamespace(module=module, schedule=schedule, predict=predict)
+    return SimpleNamespace(module=module, schedule=schedule, every_time=every_time, predict=predict)
 
 
 @pytest.fixture(scope="module")
@@ -473,3 +474,84 @@ def test_null_text_inversion(core, unets, scheduler, pivots, texts, stop):
     stops_early = stop != (0.0, 0.0)
     assert (min(counts) < iterations) == stops_early
     assert max(counts) > 1, "and some step has several updates"
+
+
+# --- fine-tuning on one picture ---------------------------------------------------------------------------------------
+
+UPDATES = 3
+
+
+def drawn(seed, shape):
+    """The times and noises of the updates, as the core's docstring says that they are drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(UPDATES):
+        level = int(torch.randint(1000, (1,), generator=generator))
+        yield 999 - level, torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def fine_tuned(predict, scheduler, z, tuned, rate, seed):
+    """The published training loop: DDPM's noise, the mean squared error, one Adam; the losses. Tunes in place."""
+    optimizer, losses = torch.optim.Adam(tuned, lr=rate), []
+    for t, noise in drawn(seed, z.shape):
+        noisy = scheduler.add_noise(z, noise, torch.tensor([t]))
+        loss = torch.nn.functional.mse_loss(predict(noisy, t), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def test_imagic_tunes_the_text_as_published(core, unets, scheduler, texts, latent):
+    _, theirs = unets
+    how = core.module("fine_tuning").FineTuning(UPDATES, 1e-3)
+    with torch.inference_mode(False):
+        ours, text = (texts[1].clone().requires_grad_() for _ in range(2))
+        losses = how(core.predict, latent, ours, core.every_time, [ours], torch.Generator().manual_seed(3))
+        expected = fine_tuned(lambda x, t: theirs(x, t, text).sample, scheduler, latent, [text], 1e-3, seed=3)
+    close(losses.double(), expected)
+    close(ours.detach(), text.detach())
+    assert (ours - texts[1]).abs().max() > 1e-3, "something has to move for this test to mean anything"
+
+
+def test_a_lora_is_tuned_as_published(core, unets, scheduler, texts, latent, pack):
+    """Against ``W + up @ down`` in the open in diffusers' UNet, with the same start."""
+    import comfy.utils
+
+    model, theirs = unets
+    how = core.module("fine_tuning").FineTuning(UPDATES, 1e-2)
+    config = {**model.model.model_config.unet_config, "transformer_depth": [1, 1], "transformer_depth_output": [1] * 4}
+    names = {host: name for name, host in comfy.utils.unet_to_diffusers(config).items()}
+    with torch.inference_mode(False):
+        lora = pack.modules["host.lora"].Lora(model, rank=2, seed=1)
+        for adapter in lora._adapters.values():
+            adapter.double()
+        start = lora.weights(torch.device("cpu"))
+        with lora.on(model):
+            generator = torch.Generator().manual_seed(4)
+            losses = how(core.predict, latent, texts[0].clone(), core.every_time, lora.parameters, generator)
+
+        state = {name: weight.detach() for name, weight in theirs.state_dict().items()}
+        factors = {
+            key.removeprefix("diffusion_model."): start[key].clone().requires_grad_()
+            for key in start
+            if key.endswith(".weight")
+        }
+
+        def predict(x, t):
+            changed = dict(state)
+            for key in factors:
+                if key.endswith("lora_up.weight"):
+                    layer = key.removesuffix(".lora_up.weight")
+                    name = names[f"{layer}.weight"]
+                    change = factors[key] @ factors[f"{layer}.lora_down.weight"]
+                    changed[name] = state[name] + change.reshape(state[name].shape)
+            return torch.func.functional_call(theirs, changed, (x, t, texts[0])).sample
+
+        expected = fine_tuned(predict, scheduler, latent, list(factors.values()), 1e-2, seed=4)
+        found = lora.weights(torch.device("cpu"))
+    close(losses.double(), expected)
+    assert len(factors) == 2 * sum(weight.ndim > 1 for weight in state.values()), "every layer has its adapter"
+    for key, factor in factors.items():
+        torch.testing.assert_close(found[f"diffusion_model.{key}"], factor.detach(), rtol=1e-6, atol=1e-6 * 1e-2)
+    assert float(losses[-1]) != float(losses[0])
