@@ -276,6 +276,33 @@ class TestStreamedModels:
         close(found[0].latents, wanted[0].latents, 1e-4)
         close(found[1].tuned, wanted[1].tuned, 1e-3)
 
+    def test_fine_tuning_and_two_models_work_as_on_whole_models(
+        self, streaming, load, execute, text, picture, plain, monkeypatch
+    ):
+        import comfy.model_patcher
+        import comfy.samplers
+
+        def edited():
+            model = load()
+            caption = text(1, width=WIDTH)
+            given = {"latent": picture(), "updates": 3, "learning_rate": 0.01, "rank": 2}
+            tuned, lora = execute("BaretOneImageLoRA", model=model, caption=caption, **given)
+            texts = {"positive": text(3, width=WIDTH), "caption": caption, "negative": text(2, width=WIDTH)}
+            (guider,) = execute("BaretModelGuidance", model=model, tuned=tuned, cfg=CFG, end_percent=1.0, **texts)
+            noise = picture(seed=3)["samples"]
+            sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([14.0, 5.0, 1.0, 0.1])
+            with torch.inference_mode():
+                edit = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True)
+            return plain(model), lora, edit
+
+        sampled, lora, edit = edited()
+        monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        sampled_whole, lora_whole, edit_whole = edited()
+        close(sampled, sampled_whole, 1e-4)
+        for name, weight in lora_whole.items():
+            close(lora[name], weight, 1e-3)
+        close(edit, edit_whole, 1e-3)
+
     def test_the_whole_copy_leaves_the_device_after_the_run(self, streaming, load, invert):
         import comfy.model_management
 
