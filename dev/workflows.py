@@ -208,7 +208,7 @@ def _looked_at(w: Workflow, source: Source, edit: Link, name: str, room: int) ->
     pictures = {"before": source.image, "after": edited}
     if source.enlarged == 1:
         both = _side_by_side(w, "Before and after", pictures, 2, folded=True)
-        return both, _saved(w, source, edited, name, room=room)
+        return both, _saved(w, source, edited, name, room=room - 15)  # less than would fit: it ends beside the minimap
     both = _side_by_side(w, "Before and after", pictures, 2, room=room)
     return both, _saved(w, source, edited, name, folded=True)
 
@@ -627,7 +627,9 @@ the edit lies between. It takes a minute.""",
         image=source.image,
     )
     w.stage("4 Look", 480)
-    w.add("SaveImage", "From the picture to the text", images=etas["grid"], filename_prefix="baret/imagic", room=330)
+    # Narrower than its stage, which ends under the minimap.
+    look = {"room": 330, "width": 345}
+    w.add("SaveImage", "From the picture to the text", images=etas["grid"], filename_prefix="baret/imagic", **look)
     return w
 
 
@@ -704,9 +706,9 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
         negative=source.negative,
         **SINE_GUIDANCE,
     )
-    w.column(FOLDED_WIDTH)
     noise = w.add("RandomNoise", folded=True, noise_seed=0)
     sampler = w.add("KSamplerSelect", folded=True, sampler_name="euler")
+    w.column(FOLDED_WIDTH)
     sigmas = w.add("BasicScheduler", folded=True, model=source.model, scheduler="ddim_uniform", steps=20, denoise=1.0)
     sampled = w.add(
         "SamplerCustomAdvanced",
@@ -717,9 +719,10 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
         sigmas=sigmas["SIGMAS"],
         latent_image=_empty(w, source),
     )
-    w.stage("4 Look", 320)
     edited = _decoded(w, source.vae, sampled["output"])
-    _side_by_side(w, "Before and after", {"before": source.image, "after": edited}, 2, room=200)
+    grid = _grid(w, {"before": source.image, "after": edited}, 2)
+    w.stage("4 Look", 320)
+    w.add("PreviewImage", "Before and after", images=grid, room=200)
     _saved(w, source, edited, "sine", folded=True)
     return w
 
