@@ -41,9 +41,9 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
         app.api.addEventListener('b_preview_with_metadata', ({ detail }) => {
             seen.previews.add(detail.displayNodeId ?? detail.nodeId);
         });
-        // The bar on the node itself, which the page draws after the message.
+        // The bar on the node itself, which the page draws at a time of its own after the message.
         const note_bars = () => app.graph.nodes.filter(n => n.progress > 0).forEach(n => seen.bars.add(n.title));
-        app.api.addEventListener('progress_state', () => setTimeout(note_bars));
+        setInterval(note_bars, 20);
         return Object.fromEntries(app.graph.nodes.map(n => [n.title, String(n.id)]));
     """)
     page.queue()
