@@ -57,7 +57,7 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
     for title in (TTIS, AUTO):
         assert (
             moved[seen[title]] == sorted(moved[seen[title]])
-            and len(moved[seen[title]]) >= 4
+            and len(moved[seen[title]]) >= 3  # Auto Edit may take its first candidate, of two steps
             and moved[seen[title]][-1] == 1
         )
         assert seen[title] in previews
