@@ -535,6 +535,62 @@ One picture, one text, six methods. Another text or *seed*: run again.""",
     return w
 
 
+def baret_clip() -> Workflow:
+    """What CLIP can do: a direction between two phrases as a slider, and a latent tuned until CLIP agrees."""
+    w = Workflow(
+        "baret_clip",
+        "BARET 12 By CLIP - a slider, a tuned picture",
+        """\
+*Text Direction*: drag *strength*, run again. *CLIP Optimise*: no diffusion model, CLIP alone; for colours, not for \
+poses.""",
+        "文本方向：拖动强度，再运行。CLIP 优化：不用扩散模型，适合颜色，不适合姿势。",
+    )
+    w.stage("1 Picture", 230)
+    source = _world(w, "a red dog sitting", shared_text=True)
+    scene, steps = source.image.node, WORLD_INVERSION["steps"]
+    described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=source.clip, text=scene["caption"])
+    w.stage("2 Turn, tune", 270)
+    direct = w.add(
+        "BaretInversion",
+        folded=True,
+        model=source.model,
+        positive=described["CONDITIONING"],
+        negative=source.negative,
+        latent=source.latent,
+        steps=steps,
+    )
+    turned = w.add(
+        "BaretTextDirection",
+        clip=source.clip,
+        embeddings=direct["embeddings"],
+        phrase_from="dog sitting",
+        phrase_to="dog lying",
+        strength=1.0,
+    )
+    slid = _edit(w, "BaretAutoEdit", source.model, direct, turned, folded=True)
+    loader = source.vae.node
+    tuned = w.add(
+        "BaretClipOptimise",
+        folded=True,
+        vae=source.vae,
+        clip_vision=loader["clip_vision"],
+        clip=source.clip,
+        latent=source.latent,
+        text=source.target["STRING"],
+        steps=60,
+        strength=0.5,
+        views=8,
+        mask=scene["mask"],
+    )
+    w.stage("3 Look", 400)
+    by_direction, by_clip = (_decoded(w, source.vae, latent) for latent in (slid["edit"], tuned["latent"]))
+    pictures = {"before": source.image, "direction": by_direction, "tuned by CLIP": by_clip}
+    _side_by_side(w, "Before and both", pictures, 3, room=150)
+    _saved(w, source, by_direction, "direction", "By direction", folded=True)
+    _saved(w, source, by_clip, "by_clip", "By CLIP", folded=True)
+    return w
+
+
 def baret_blueprint() -> Blueprint:
     """The whole edit as one node."""
     w = Workflow("baret_blueprint", "BARET Edit", "The target text is the one on the node's face.")
@@ -594,6 +650,7 @@ WORKFLOWS = (
     baret_compare,
     baret_stock_sampler,
     baret_lora_controlnet,
+    baret_clip,
 )
 TITLES = {build.__name__: build().title for build in WORKFLOWS}
 

@@ -2,6 +2,8 @@
 
 from .auto_edit import BaretAutoEdit
 from .bam import BaretBAMEdit
+from .clip_optimise import BaretClipOptimise
+from .direction import BaretTextDirection
 from .grid import BaretLabelledGrid
 from .inversion import BaretInversion, BaretNullTextInversion, BaretTTISInversion
 from .maps import BaretAttentionMaps
@@ -28,6 +30,8 @@ NODES = [
     BaretInversion,
     BaretPromptToPromptEdit,
     BaretMasaCtrlEdit,
+    BaretTextDirection,
+    BaretClipOptimise,
     BaretInversionReport,
     BaretEditMetrics,
     BaretEditSweep,
