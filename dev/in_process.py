@@ -4,7 +4,7 @@
 
     in_process.load_host()                            # ComfyUI on the CPU, from the folder COMFYUI_PATH
     pack = in_process.load_pack()                     # by the host's own loader, as in a user's ComfyUI
-    model, clip, vae = pack.call("BaretWorldLoader")  # a node of the pack, with its defaults for what is not given
+    model, clip, vae, _ = pack.call("BaretWorldLoader")  # a node of the pack, with its defaults for what is not given
     (text,) = in_process.call_stock("CLIPTextEncode", clip=clip, text="a red dog")
     psnr = pack.module("baret_ops.metrics").psnr      # a module of the pack, by its path from the pack's root
 

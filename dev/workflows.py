@@ -727,6 +727,59 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
     return w
 
 
+def baret_clip() -> Workflow:
+    """What CLIP can do: a direction between two phrases as a slider, and a latent tuned until CLIP agrees."""
+    w = Workflow(
+        "baret_clip",
+        "BARET 12 By CLIP - a slider, a tuned picture",
+        """\
+*Text Direction*: drag *strength*, run again. *CLIP Optimise*: no diffusion model, CLIP alone; for colours, not for \
+poses.""",
+        "文本方向：拖动强度，再运行。CLIP 优化：不用扩散模型，适合颜色，不适合姿势。",
+    )
+    source = _world(w, "a red dog sitting", then=("2 Turn, tune", 250), shared_text=True)
+    scene, steps = source.image.node, WORLD_INVERSION["steps"]
+    described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=source.clip, text=scene["caption"])
+    direct = w.add(
+        "BaretInversion",
+        folded=True,
+        model=source.model,
+        positive=described["CONDITIONING"],
+        negative=source.negative,
+        latent=source.latent,
+        steps=steps,
+    )
+    w.column(270)
+    loader = source.vae.node
+    tuned = w.add(
+        "BaretClipOptimise",
+        folded=True,
+        vae=source.vae,
+        clip_vision=loader["clip_vision"],
+        clip=source.clip,
+        latent=source.latent,
+        text=source.target["STRING"],
+        steps=60,
+        strength=0.5,
+        views=8,
+        mask=scene["mask"],
+    )
+    turned = w.add(
+        "BaretTextDirection",
+        clip=source.clip,
+        embeddings=direct["embeddings"],
+        phrase_from="dog sitting",
+        phrase_to="dog lying",
+        strength=1.0,
+    )
+    w.stage("3 Look", 420)
+    slid = _edit(w, "BaretAutoEdit", source.model, direct, turned, folded=True)
+    by_direction, by_clip = (_decoded(w, source.vae, latent) for latent in (slid["edit"], tuned["latent"]))
+    pictures = {"before": source.image, "direction": by_direction, "tuned by CLIP": by_clip}
+    w.add("SaveImage", "Before and both", images=_grid(w, pictures, 3), filename_prefix="baret/by_clip", room=150)
+    return w
+
+
 def baret_blueprint() -> Blueprint:
     """The whole edit as one node."""
     w = Workflow("baret_blueprint", "BARET Edit", "The target text is the one on the node's face.")
@@ -786,6 +839,7 @@ WORKFLOWS = (
     baret_compare,
     baret_stock_sampler,
     baret_lora_controlnet,
+    baret_clip,
     baret_imagic,
     baret_sine,
 )

@@ -172,6 +172,7 @@ def test_weights_that_do_not_fit_are_refused(broken, damage, sentence):
         ("UNet", "unet.out.2.weight"),
         ("text side", "text.text_model.final_layer_norm.bias"),
         ("codec", "codec.decoder.0.bias"),
+        ("picture side", "vision.hidden.bias"),
     ],
 )
 @pytest.mark.parametrize("change", ["lacks", "has another shape of", "has more than"])
