@@ -32,6 +32,7 @@ PICTURE_ROOM = {
     "BaretEditSweep": 220,
     "BaretAttentionMaps": 220,
     "BaretAutoEdit": 34,
+    "BaretTTISInversion": 24,
 }
 """Height for the picture that a node shows, or for the words under it."""
 

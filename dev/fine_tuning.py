@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -172,7 +173,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS, help="the file of the edits (default: in docs/evidence)")
     comfyui.add_arguments(parser)
     options = parser.parse_args()
-    comfyui.enter(options)
+    host = comfyui.enter(options)
+    os.environ["COMFYUI_PATH"] = str(host.path)
 
     lines = options.rows.read_text(encoding="utf-8").splitlines() if options.rows.exists() else []
     rows = [json.loads(line) for line in lines]

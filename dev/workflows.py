@@ -712,6 +712,7 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
     sigmas = w.add("BasicScheduler", folded=True, model=source.model, scheduler="ddim_uniform", steps=20, denoise=1.0)
     sampled = w.add(
         "SamplerCustomAdvanced",
+        "Sampler",
         folded=True,
         noise=noise["NOISE"],
         guider=guider["guider"],

@@ -31,7 +31,7 @@ def test_an_edit_of_a_picture_of_ones_own(page, checkpoint, tmp_path):
         "app.graph.nodes.find(n => n.type === 'BaretFitPicture')"
         ".widgets.find(w => w.name === 'megapixels').value = 0.016"
     )
-    shorten(page, steps=4)
+    shorten(page, steps=12)  # Auto Edit's first candidate is half of them: enough for its bar to be seen
 
     seen = page.ask("""
         const seen = window.seen = { progress: {}, previews: new Set(), bars: new Set() };
