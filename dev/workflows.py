@@ -607,7 +607,7 @@ def baret_imagic() -> Workflow:
     """The eta sweep of the article, on the drawn world."""
     w = Workflow(
         "baret_imagic",
-        "BARET 13 Imagic - a model for one edit",
+        "BARET 12 Imagic - a model for one edit",
         """\
 Tunes the text, then a LoRA, until the model draws the picture. *eta* 0 is the picture, 1 your text; \
 the edit lies between. It takes a minute.""",
@@ -685,7 +685,7 @@ def _empty(w: Workflow, source: Source) -> Link:
 def baret_sine() -> Workflow:
     w = Workflow(
         "baret_sine",
-        "BARET 14 SINE - one LoRA, many edits",
+        "BARET 13 SINE - one LoRA, many edits",
         """\
 Tunes a LoRA on the picture with its caption; then both models guide: the plain one by your text, the tuned one by \
 the caption. Too little changes: raise *beta*. Too much: raise *end_percent*.""",
