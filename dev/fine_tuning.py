@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -42,7 +43,7 @@ class Bench:
         import reach
 
         self.lab, self.reach = lab, reach
-        self.world = lab.World(*lab.PACK.call("BaretWorldLoader"), None)
+        self.world = lab.World(*lab.PACK.call("BaretWorldLoader")[:3], None)
 
     def scene(self, task: str, seed: int, number: int):
         """The ``number``-th scene of a task, as a batch of one, and its latent alone."""
@@ -172,7 +173,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS, help="the file of the edits (default: in docs/evidence)")
     comfyui.add_arguments(parser)
     options = parser.parse_args()
-    comfyui.enter(options)
+    host = comfyui.enter(options)
+    os.environ["COMFYUI_PATH"] = str(host.path)
 
     lines = options.rows.read_text(encoding="utf-8").splitlines() if options.rows.exists() else []
     rows = [json.loads(line) for line in lines]

@@ -28,7 +28,7 @@ import comfyui
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/server/test_cuda.py"
-BENCH = ["--models", "sd15", "--latents", "64", "--dtypes", "bfloat16", "--steps", "20", "--repeats", "1"]
+BENCH = ["--models", "sd15", "--latents", "64", "--dtypes", "bfloat16", "--steps", "20", "--repeats", "3"]
 MINUTES = {"tests": 6.0, "bench": 3.5}
 README, BENCHMARKS = "README.md", "dev/benchmarks/README.md"
 KEPT, AGAIN = "TTIS", "TTIS, blocks computed again"
@@ -122,8 +122,8 @@ CLAIMS = (
     Claim(BENCHMARKS, "the estimate for one is the count of the tensors", estimate_holds),
     Claim(
         BENCHMARKS,
-        "TTIS over its bare passes, SD1.5's size, CPU, at most 1.08",
-        overhead_at_most(("TTIS, default rule", "TTIS, adam, 5 updates"), 1.08),
+        "TTIS over its bare passes, SD1.5's size, card, at most 1.3",
+        overhead_at_most(("TTIS, default rule", "TTIS, adam, 5 updates"), 1.3),
     ),
     Claim(BENCHMARKS, "BAM over its bare passes, at most 1.08", overhead_at_most(("BAM",), 1.08)),
     Claim(BENCHMARKS, "blocks computed again: time over keeping all", time_over(AGAIN, KEPT, 1.5)),

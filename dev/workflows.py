@@ -607,7 +607,7 @@ def baret_imagic() -> Workflow:
     """The eta sweep of the article, on the drawn world."""
     w = Workflow(
         "baret_imagic",
-        "BARET 13 Imagic - a model for one edit",
+        "BARET 12 Imagic - a model for one edit",
         """\
 Tunes the text, then a LoRA, until the model draws the picture. *eta* 0 is the picture, 1 your text; \
 the edit lies between. It takes a minute.""",
@@ -685,7 +685,7 @@ def _empty(w: Workflow, source: Source) -> Link:
 def baret_sine() -> Workflow:
     w = Workflow(
         "baret_sine",
-        "BARET 14 SINE - one LoRA, many edits",
+        "BARET 13 SINE - one LoRA, many edits",
         """\
 Tunes a LoRA on the picture with its caption; then both models guide: the plain one by your text, the tuned one by \
 the caption. Too little changes: raise *beta*. Too much: raise *end_percent*.""",
@@ -712,6 +712,7 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
     sigmas = w.add("BasicScheduler", folded=True, model=source.model, scheduler="ddim_uniform", steps=20, denoise=1.0)
     sampled = w.add(
         "SamplerCustomAdvanced",
+        "Sampler",
         folded=True,
         noise=noise["NOISE"],
         guider=guider["guider"],
@@ -731,14 +732,14 @@ def baret_clip() -> Workflow:
     """What CLIP can do: a direction between two phrases as a slider, and a latent tuned until CLIP agrees."""
     w = Workflow(
         "baret_clip",
-        "BARET 12 By CLIP - a slider, a tuned picture",
+        "BARET 14 By CLIP - a slider, a tuned picture",
         """\
 *Text Direction*: drag *strength*, run again. *CLIP Optimise*: no diffusion model, CLIP alone; for colours, not for \
 poses.""",
         "文本方向：拖动强度，再运行。CLIP 优化：不用扩散模型，适合颜色，不适合姿势。",
     )
-    source = _world(w, "a red dog sitting", then=("2 Turn, tune", 250), shared_text=True)
-    scene, steps = source.image.node, WORLD_INVERSION["steps"]
+    source = _world(w, "a red dog sitting", then=("2 Turn, tune", 460), shared_text=True)
+    scene, loader = source.image.node, source.vae.node
     described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=source.clip, text=scene["caption"])
     direct = w.add(
         "BaretInversion",
@@ -747,10 +748,8 @@ poses.""",
         positive=described["CONDITIONING"],
         negative=source.negative,
         latent=source.latent,
-        steps=steps,
+        steps=WORLD_INVERSION["steps"],
     )
-    w.column(270)
-    loader = source.vae.node
     tuned = w.add(
         "BaretClipOptimise",
         folded=True,
@@ -772,11 +771,13 @@ poses.""",
         phrase_to="dog lying",
         strength=1.0,
     )
-    w.stage("3 Look", 420)
+    w.stage("3 Look", 470)
     slid = _edit(w, "BaretAutoEdit", source.model, direct, turned, folded=True)
     by_direction, by_clip = (_decoded(w, source.vae, latent) for latent in (slid["edit"], tuned["latent"]))
     pictures = {"before": source.image, "direction": by_direction, "tuned by CLIP": by_clip}
-    w.add("SaveImage", "Before and both", images=_grid(w, pictures, 3), filename_prefix="baret/by_clip", room=150)
+    _side_by_side(w, "Before and both", pictures, 3, room=170)
+    _saved(w, source, by_direction, "direction", "By direction", folded=True)
+    _saved(w, source, by_clip, "by_clip", "By CLIP", folded=True)
     return w
 
 
@@ -839,9 +840,9 @@ WORKFLOWS = (
     baret_compare,
     baret_stock_sampler,
     baret_lora_controlnet,
-    baret_clip,
     baret_imagic,
     baret_sine,
+    baret_clip,
 )
 TITLES = {build.__name__: build().title for build in WORKFLOWS}
 

@@ -28,10 +28,11 @@ class Encoder:
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        pictures = self._middle(pictures.to(self._mean.device)).clamp(0.0, 1.0)
-        pixels = (pictures - self._mean) / self._deviation
+        seen = self._middle(pictures.to(self._mean.device)).clamp(0.0, 1.0)
+        pixels = (seen - self._mean) / self._deviation
         _, tokens, embeddings, _ = self._vision.model(pixel_values=pixels, intermediate_output=-2)
-        return embeddings.float(), tokens.float()
+        # The host may keep CLIP on the CPU and the VAE on a card.
+        return embeddings.float().to(pictures.device), tokens.float().to(pictures.device)
 
     def _middle(self, pictures: Tensor) -> Tensor:
         """The middle square of pictures, at the encoder's size."""

@@ -52,6 +52,7 @@ def loadable_whole(model) -> Iterator[Any]:
     try:
         with torch.inference_mode(False):
             whole = _whole_copy(model)
+            _cast_as_built(whole.model)
     except RuntimeError as error:
         raise ValueError(
             f"the model's loader cannot load it whole for tuning ({error}); load it with Load Checkpoint or "
@@ -79,6 +80,19 @@ def _whole_copy(model):
     if first is model:
         return whole
     return model.clone(disable_dynamic=True, model_override=whole.get_clone_model_override())
+
+
+def _cast_as_built(module: nn.Module) -> None:
+    """Give a model's weights the types that its layers were built for.
+
+    With the host's dynamic memory its linear layers keep the type of the file, since streaming casts at each use. A
+    copy that is loaded whole computes with them as they are.
+    """
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            kind = getattr(part, f"{name}_comfy_model_dtype", None)
+            if weight is not None and kind not in (None, weight.dtype) and type(weight.data) is Tensor:
+                part._parameters[name] = nn.Parameter(weight.to(kind), requires_grad=False)
 
 
 def _shares_loader(patcher, parent) -> bool:

@@ -49,7 +49,9 @@ class Lora:
         before = {name: vars(layer).get("weight_function") for name, layer in layers.items()}
         try:
             for name, adapter in self._adapters.items():
-                layers[name].weight_function = [*layers[name].weight_function, adapter.to(model.load_device)]
+                with torch.inference_mode(False):  # what is moved within it can no longer be tuned
+                    adapter.to(model.load_device)
+                layers[name].weight_function = [*layers[name].weight_function, adapter]
             yield
         finally:
             for name, functions in before.items():

@@ -25,6 +25,7 @@ import comfy.supported_models_base
 import comfy.utils
 import safetensors
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..world.codec import Codec
 from ..world.picture_encoder import CONFIG, PictureEncoder
@@ -99,6 +100,22 @@ def _require_whole(path, part, weights, module):
         )
 
 
+class _Layers(comfy.ops.disable_weight_init):
+    """The host's layers for a plan of a module, which has every tensor from the start.
+
+    With the host's dynamic memory (the default on NVIDIA cards) its own linear layers and embeddings have none before
+    their weights are loaded; it leaves alone those that load in their own way.
+    """
+
+    class Linear(comfy.ops.disable_weight_init.Linear):
+        def _load_from_state_dict(self, *args, **kwargs):
+            return super()._load_from_state_dict(*args, **kwargs)
+
+    class Embedding(comfy.ops.disable_weight_init.Embedding):
+        def _load_from_state_dict(self, *args, **kwargs):
+            return super()._load_from_state_dict(*args, **kwargs)
+
+
 # --- MODEL ------------------------------------------------------------------------------------------------------------
 
 
@@ -143,8 +160,9 @@ def load_model(path=WEIGHTS, disable_dynamic=False):
         weight_dtype=comfy.utils.weight_dtype(weights),
     )
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
+    plan = UNetModel(**config.unet_config, device="meta", operations=_Layers)
+    _require_whole(path, "UNet", weights, plan)
     model = config.get_model(weights, "")
-    _require_whole(path, "UNet", weights, model.diffusion_model)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=management.unet_offload_device())
     model.load_model_weights(weights, "", assign=patcher.is_dynamic())
@@ -290,7 +308,7 @@ def load_clip(path=WEIGHTS, disable_dynamic=False):
     weights = _part(tensors, "text.")
     words = json.loads(metadata["vocabulary"])
     tokens = len(words) + 2  # the start and the end beside the words
-    plan = WordTextModel(text_config(tokens), torch.float16, "meta", comfy.ops.disable_weight_init)
+    plan = WordTextModel(text_config(tokens), torch.float16, "meta", _Layers)
     _require_whole(path, "text side", weights, plan)
     target = comfy.supported_models_base.ClipTarget(Tokenizer, TextModel)
     target.params = {"tokens": tokens}
@@ -373,18 +391,19 @@ class WorldClipVision(comfy.clip_vision.ClipVisionModel):
 
     def __init__(self, path):
         weights = _part(read(path)[0], "vision.")
+        _require_whole(path, "picture side", weights, PictureEncoder(_Layers, device="meta"))
         management = comfy.model_management
         self.config = dict(CONFIG)
         self.image_size, self.model_type = CONFIG["image_size"], CONFIG["model_type"]
         self.image_mean, self.image_std = CONFIG["image_mean"], CONFIG["image_std"]
         self.return_all_hidden_states = False
-        self.load_device = management.text_encoder_device()
+        self.load_device, resting = management.text_encoder_device(), management.text_encoder_offload_device()
         self.dtype = management.text_encoder_dtype(self.load_device)
-        self.model = PictureEncoder(comfy.ops.manual_cast).eval().requires_grad_(False).to(self.dtype)
+        self.model = PictureEncoder(comfy.ops.manual_cast, dtype=self.dtype, device=resting)
+        self.model.eval().requires_grad_(False)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
-            self.model, load_device=self.load_device, offload_device=management.text_encoder_offload_device()
+            self.model, load_device=self.load_device, offload_device=resting
         )
-        _require_whole(path, "picture side", weights, self.model)
         self.load_sd(weights)
 
 

@@ -23,16 +23,17 @@ class PictureEncoder(nn.Module):
 
     A convolution learns shapes from a few ten thousand drawings, where a transformer on patches needs far more.
     `ops` gives the classes of layers: torch's own for training, the host's when the host shall place and cast the
-    weights. `norms` are for training and folded into the convolutions at its end.
+    weights, which are then of `dtype` and lie on `device`. `norms` are for training and folded into the convolutions at
+    its end.
     """
 
-    def __init__(self, ops: Any = nn, hidden=256):
+    def __init__(self, ops: Any = nn, hidden=256, dtype=None, device=None):
         super().__init__()
-        pairs = list(zip(_WIDTHS, _WIDTHS[1:]))
-        self.convolutions = nn.ModuleList(ops.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
+        pairs, kind = list(zip(_WIDTHS, _WIDTHS[1:])), {"dtype": dtype, "device": device}
+        self.convolutions = nn.ModuleList(ops.Conv2d(a, b, 3, stride=2, padding=1, **kind) for a, b in pairs)
         self.norms = nn.ModuleList(nn.Identity() for _ in pairs)
-        self.hidden = ops.Linear(16 * _WIDTHS[-1], hidden)
-        self.projection = ops.Linear(hidden, CONFIG["projection_dim"], bias=False)
+        self.hidden = ops.Linear(16 * _WIDTHS[-1], hidden, **kind)
+        self.projection = ops.Linear(hidden, CONFIG["projection_dim"], bias=False, **kind)
 
     def forward(self, pixel_values, intermediate_output=None):
         """The last layer's tokens (b, 16, 96), those of the one before (b, 64, 96), embeddings (b, 128), and None."""

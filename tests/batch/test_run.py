@@ -183,7 +183,7 @@ def test_killed_at_any_moment_it_goes_on(here, results, squares, inverted, tmp_p
 def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
     from run import __file__ as command
 
-    squares(60)
+    squares(400)
     out = tmp_path / "out"
     arguments = ["squares", "--workflow", str(inverted), "--out", "out"]
     process = started([sys.executable, command, *arguments], tmp_path)
@@ -193,7 +193,7 @@ def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
     assert process.returncode == 1 and "the same command goes on" in said, said
     rows = results(out)
     done = [row for row in rows if row["status"] == "done"]
-    assert len(rows) == 60 and 4 <= len(done) < 60
+    assert len(rows) == 400 and 4 <= len(done) < 400
     extra = set(contents(out)) - {row["pictures"][0] for row in done}
     assert len(extra) <= 1, "of the row that was under way"
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import importlib
+import math
 import os
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -58,6 +60,7 @@ def streaming(pack, monkeypatch):
     which asks the driver for memory, and the test whether a weight lies on another device than the picture, which is
     told here by whether it is still the one that the loader made.
     """
+    import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher
     import comfy.ops
@@ -82,6 +85,7 @@ def streaming(pack, monkeypatch):
                     module.streamed = module.weight
 
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Streaming)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     monkeypatch.setattr(args, "disable_pinned_memory", True)
     monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", Buffer)
     monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_fault", lambda memory: [1])
@@ -111,6 +115,11 @@ def streaming(pack, monkeypatch):
 @pytest.fixture
 def world(pack):
     return importlib.import_module(f"{pack.root.__name__}.host.world")
+
+
+@pytest.fixture
+def door(pack):
+    return importlib.import_module(f"{pack.root.__name__}.host.gradients")
 
 
 @pytest.fixture
@@ -173,8 +182,9 @@ def plain(text):
 
 
 def control_net(width=WIDTH, channels=64):
-    """The module of a ControlNet for the drawn world, with random weights."""
+    """The module of a ControlNet for the drawn world, with random weights, made and loaded as the host does."""
     import comfy.cldm.cldm
+    import comfy.memory_management
     import comfy.ops
 
     config = {
@@ -192,12 +202,20 @@ def control_net(width=WIDTH, channels=64):
         "legacy": False,
         "dtype": torch.float32,
     }
+    generator = torch.Generator().manual_seed(11)
+
+    def drawn(shape):
+        spread = 0.5 * math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.1
+        return torch.randn(shape, generator=generator) * spread
+
+    def make():
+        return comfy.cldm.cldm.ControlNet(**config, operations=comfy.ops.disable_weight_init, device="cpu")
+
     with torch.inference_mode():
-        net = comfy.cldm.cldm.ControlNet(**config, operations=comfy.ops.disable_weight_init, device="cpu")
-        generator = torch.Generator().manual_seed(11)
-        for weight in net.parameters():
-            spread = 0.5 * weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1
-            weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
+        with mock.patch.object(comfy.memory_management, "aimdo_enabled", False):  # all its tensors are there
+            shapes = {name: weight.shape for name, weight in make().state_dict().items()}
+        net = make()
+        net.load_state_dict({name: drawn(shape) for name, shape in shapes.items()}, assign=True)
     return net
 
 
@@ -232,18 +250,27 @@ def lora(model, beside=False):
     return load(model, None, weights, 1.0, 0.0)[0]
 
 
+def load_whole(monkeypatch):
+    """From now on, have the host load models whole, as it does without dynamic memory."""
+    import comfy.memory_management
+    import comfy.model_patcher
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", False)
+
+
 class TestStreamedModels:
     """What the host makes of models on NVIDIA cards."""
 
-    def test_the_stand_in_streams(self, streaming, load, plain):
+    def test_the_stand_in_streams(self, streaming, load, plain, door):
         """Samples as a model that is loaded whole does, from weights that stay resident as inference tensors."""
         model = load()
         got = plain(model)
         resident = [part._v_weight for part in model.model.modules() if hasattr(part, "_v_weight")]
         assert type(model) is streaming and len(resident) > 20
         assert all(weight.is_inference() for weight in resident)
-        whole = model.get_non_dynamic_delegate()
-        close(got, plain(whole), 1e-4)
+        with door.loadable_whole(model) as whole:
+            close(got, plain(whole), 1e-4)
 
     def test_a_run_queued_twice_reads_the_file_once(self, streaming, load, invert, reads):
         model = load()
@@ -263,7 +290,6 @@ class TestStreamedModels:
         close(invert(model)[0].latents, without)
 
     def test_tuning_finds_what_it_finds_on_a_whole_model(self, streaming, load, invert, plain, monkeypatch):
-        import comfy.model_patcher
 
         model = lora(load())
         before = {name: weight for name, weight in model.model.named_parameters()}
@@ -271,7 +297,7 @@ class TestStreamedModels:
         found = invert(model)
         assert torch.equal(plain(model), sampled)
         assert before.keys() == dict(model.model.named_parameters()).keys()
-        monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        load_whole(monkeypatch)
         wanted = invert(lora(load()))
         close(found[0].latents, wanted[0].latents, 1e-4)
         close(found[1].tuned, wanted[1].tuned, 1e-3)
@@ -296,12 +322,44 @@ class TestStreamedModels:
             return plain(model), lora, edit
 
         sampled, lora, edit = edited()
-        monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        load_whole(monkeypatch)
         sampled_whole, lora_whole, edit_whole = edited()
         close(sampled, sampled_whole, 1e-4)
         for name, weight in lora_whole.items():
             close(lora[name], weight, 1e-3)
         close(edit, edit_whole, 1e-3)
+
+    @pytest.mark.parametrize("before", ["nothing", "a picture is decoded and seen"])
+    def test_clip_tunes_a_latent_as_on_whole_models(self, streaming, world, execute, host, picture, monkeypatch, before):
+        """Through the codec and the picture encoder, whose weights the host streams; they get their own back."""
+
+        def tuned(kind):
+            with torch.inference_mode():
+                _, clip, vae, vision = world.load()
+            assert type(vae.patcher) is kind and type(vision.patcher) is kind
+
+            def seen(latent):
+                with torch.inference_mode():
+                    return vision.encode_image(host.nodes.VAEDecode().decode(vae, latent)[0])["image_embeds"]
+
+            if before != "nothing":
+                seen(picture())
+            models = vae.first_stage_model, vision.model
+            own = [weight for model in models for weight in model.parameters()]
+            given = {"vae": vae, "clip": clip, "clip_vision": vision, "text": "a red dog", "steps": 3, "views": 2}
+            (latent,) = execute("BaretClipOptimise", latent=picture(), **given)
+            if before != "nothing":
+                assert all(a is b for a, b in zip(own, (weight for model in models for weight in model.parameters())))
+            return latent["samples"], seen(latent)
+
+        import comfy.model_patcher
+
+        samples, after = tuned(streaming)
+        load_whole(monkeypatch)
+        samples_whole, after_whole = tuned(comfy.model_patcher.ModelPatcher)
+        assert not torch.equal(samples, picture()["samples"])
+        close(samples, samples_whole, 1e-3)
+        close(after, after_whole, 1e-2)
 
     def test_the_whole_copy_leaves_the_device_after_the_run(self, streaming, load, invert):
         import comfy.model_management
@@ -329,7 +387,6 @@ class TestStreamedModels:
     @pytest.mark.parametrize("before", ["nothing", "a KSampler", "a tuning"])
     def test_a_controlnet(self, streaming, load, invert, plain, with_control, monkeypatch, before):
         """Whatever ran first, tuning through a streamed ControlNet finds what it finds through a whole one."""
-        import comfy.model_patcher
 
         model, (positive, net) = load(), with_control()
         assert type(positive[0][1]["control"].control_model_wrapped) is streaming
@@ -341,7 +398,7 @@ class TestStreamedModels:
         found = invert(model, positive=positive)
         assert streams(net), "the ControlNet is as it was"
         sampled = plain(model, positive)
-        monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        load_whole(monkeypatch)
         model, (positive, _) = load(), with_control()
         wanted = invert(model, positive=positive)
         close(found[0].latents, wanted[0].latents, 1e-4)
@@ -375,8 +432,8 @@ class TestStreamedModels:
 
         with torch.inference_mode():
             mixing = comfy.ops.disable_weight_init.Linear(64, 64)
-            mixing.weight.copy_(torch.randn(64, 64, generator=torch.Generator().manual_seed(4)) / 8)
-            mixing.bias.zero_()
+            weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(4)) / 8
+            mixing.load_state_dict({"weight": weight, "bias": torch.zeros(64)})
         patcher = streaming(torch.nn.Sequential(mixing), torch.device("cpu"), torch.device("cpu"))
 
         class Patch:

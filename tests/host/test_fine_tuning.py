@@ -109,6 +109,15 @@ def test_memory_of_a_lora_is_counted(pack, model):
     assert 16 * numbers + 4 * weights < extra < 2 * (16 * numbers + 4 * weights)
 
 
+def test_a_lora_that_is_moved_in_inference_mode_can_be_tuned(pack, model):
+    """As nodes run; moved to another device, a card's, its numbers are new tensors."""
+    lora = pack.modules["host.lora"].Lora(model, rank=4, seed=0)
+    elsewhere = SimpleNamespace(model=model.model, load_device=torch.device("meta"))
+    with torch.inference_mode(), lora.on(elsewhere):
+        tuned = lora.parameters
+        assert len(tuned) > 20 and all(weight.is_meta and not weight.is_inference() for weight in tuned)
+
+
 @pytest.mark.parametrize("at", [1, 4])
 def test_cancel_leaves_the_model_as_it_was(imagic, model, text, sampled, cancelling, at):
     """In the text's phase and in the LoRA's."""

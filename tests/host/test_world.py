@@ -150,6 +150,14 @@ def broken(pack, tmp_path):
     return import_module(pack.root.__name__ + ".host.world"), tmp_path / "world.safetensors"
 
 
+@pytest.fixture(params=[False, True], ids=["weights at once", "dynamic memory"])
+def layers(request, host, monkeypatch):
+    """How the host makes layers: with their tensors, or, with its dynamic memory, without until they are loaded."""
+    import comfy.memory_management
+
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", request.param)
+
+
 def cut_short(content):
     return content[: len(content) // 2]
 
@@ -173,9 +181,11 @@ def test_weights_that_do_not_fit_are_refused(broken, damage, sentence):
         ("text side", "text.text_model.final_layer_norm.bias"),
         ("codec", "codec.decoder.0.bias"),
         ("picture side", "vision.hidden.bias"),
+        ("text side", "text.text_projection.weight"),
     ],
 )
 @pytest.mark.parametrize("change", ["lacks", "has another shape of", "has more than"])
+@pytest.mark.usefixtures("layers")
 def test_weights_that_are_not_whole_are_refused(broken, part, name, change):
     from safetensors.torch import save_file
 
@@ -192,6 +202,26 @@ def test_weights_that_are_not_whole_are_refused(broken, part, name, change):
     sentence = f"1 tensors of its {part} are missing, too many or of another shape, first .*; use the file that came"
     with pytest.raises(ValueError, match=sentence):
         model.load(path)
+
+
+@pytest.mark.usefixtures("layers")
+def test_every_weight_of_the_file_is_loaded(broken):
+    """On an NVIDIA card, where the host's dynamic memory is on, the model once refused its own file."""
+    world, _ = broken
+    tensors, _ = world.read()
+    model, clip, vae, clip_vision = world.load()
+    modules = {
+        "unet.": model.model.diffusion_model,
+        "text.": clip.cond_stage_model.clip_l.transformer,
+        "codec.": vae.first_stage_model,
+        "vision.": clip_vision.model,
+    }
+    assert {name for name in tensors if name.startswith(tuple(modules))} == tensors.keys()
+    for prefix, module in modules.items():
+        loaded = module.state_dict()
+        expected = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        assert {prefix + name for name in loaded} == expected.keys()
+        assert all(torch.equal(loaded[name.removeprefix(prefix)].float(), expected[name].float()) for name in expected)
 
 
 def test_weights_without_their_metadata_are_refused(broken):

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import combinations
 
 import canvas
+import comfy_server
 import comfyui
 import pytest
 import workflows
@@ -149,7 +150,8 @@ def test_canvas_is_in_order(name):
         assert node["type"] == "MarkdownNote" or any(holds(group, each) for group in groups)
 
 
-def test_stock_sampler_agrees_with_the_reconstruction(example, latent_of):
+def test_stock_sampler_agrees_with_the_reconstruction(installed, example, latent_of):
     graph = example("baret_stock_sampler").without_pictures()
     (ours, stock), _ = latent_of(graph, (graph.id("BaretTTISInversion"), 2), (graph.id("SamplerCustomAdvanced"), 0))
-    assert (ours - stock).norm() / ours.norm() < 1e-3
+    in_16_bit = comfy_server.accelerators(installed) > 0
+    assert (ours - stock).norm() / ours.norm() < (1e-2 if in_16_bit else 1e-3)
