@@ -24,7 +24,7 @@ EDITS = (
     ({"seed": 1}, "a dog on a beach"),
     ({"seed": 8}, "a cat"),
 )
-COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once", "baret_imagic")
+COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once", "baret_imagic", "baret_clip")
 """What they end in shows the picture as well."""
 
 

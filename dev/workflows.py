@@ -775,9 +775,7 @@ poses.""",
     slid = _edit(w, "BaretAutoEdit", source.model, direct, turned, folded=True)
     by_direction, by_clip = (_decoded(w, source.vae, latent) for latent in (slid["edit"], tuned["latent"]))
     pictures = {"before": source.image, "direction": by_direction, "tuned by CLIP": by_clip}
-    _side_by_side(w, "Before and both", pictures, 3, room=170)
-    _saved(w, source, by_direction, "direction", "By direction", folded=True)
-    _saved(w, source, by_clip, "by_clip", "By CLIP", folded=True)
+    w.add("SaveImage", "Before and both", images=_grid(w, pictures, 3), filename_prefix="baret/by_clip", room=190)
     return w
 
 
