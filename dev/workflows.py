@@ -775,7 +775,9 @@ poses.""",
     slid = _edit(w, "BaretAutoEdit", source.model, direct, turned, folded=True)
     by_direction, by_clip = (_decoded(w, source.vae, latent) for latent in (slid["edit"], tuned["latent"]))
     pictures = {"before": source.image, "direction": by_direction, "tuned by CLIP": by_clip}
-    w.add("SaveImage", "Before and both", images=_grid(w, pictures, 3), filename_prefix="baret/by_clip", room=190)
+    # Narrower than its stage, which ends under the minimap.
+    look = {"room": 325, "width": 345}
+    w.add("SaveImage", "Before and both", images=_grid(w, pictures, 2), filename_prefix="baret/by_clip", **look)
     return w
 
 

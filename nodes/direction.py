@@ -121,6 +121,7 @@ def _direction(clip, phrase_from: str, phrase_to: str, templates: str) -> tuple[
     for template in read_templates(templates, "templates"):
         to, of = (_tokens_of(clip, template.replace("{}", phrase), phrase, name) for name, phrase in phrases.items())
         pairs.append((to, of))
+    text.encode(clip, " ".join(phrases.values()))  # so that what is said of unknown words is of these, at last
     return text_direction(pairs), len(text.read_tokens(clip, "").ids)
 
 

@@ -158,6 +158,14 @@ def test_strength_0_changes_no_bit(move, drawn_world, execute):
     assert not torch.equal(move(0.1, conditioning=text)[0][0][0], text[0][0])
 
 
+def test_unknown_words_are_those_of_the_phrases(move, drawn_world, pack, monkeypatch):
+    """Under the node stands what was said last; the templates hold words of their own that the world does not know."""
+    said = []
+    monkeypatch.setattr(pack.module("host.world"), "remark", said.append)
+    move(1.0, phrase_to="dog lying in space", conditioning=drawn_world.encode("a dog"))
+    assert said[-1] == "Unknown words: space"
+
+
 def test_what_is_not_connected_says_so(move, drawn_world):
     moved, embeddings = move(1.0, conditioning=drawn_world.encode("a dog"))
     assert moved[0][0].shape == (1, 32, 128)
