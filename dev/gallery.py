@@ -56,6 +56,9 @@ def thumbnail(client, name: str):
         by_edges = name == "baret_lora_controlnet"
         other = ImageOps.grayscale(picture).filter(ImageFilter.FIND_EDGES) if by_edges else written(text, picture.size)
         return beside([picture, other.convert("RGB")])
+    if name == "baret_clip":
+        (grid,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "BaretLabelledGrid")
+        grid["columns"] = 3  # one row: a thumbnail is wide
     pictures = [opened(data) for data in _before_and_after(client, prompt)]
     return ImageOps.contain(pictures[-1], (2 * SIDE, SIDE)) if name in COMPARISONS else beside(pictures)
 
