@@ -1,12 +1,11 @@
 """The drawn world's CLIP, and what is built on CLIP: a direction between phrases, latents tuned until CLIP agrees."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
+import in_process
 import pytest
 import torch
-from safetensors.torch import load_file
 
 HELD_OUT = 1_500_000_000  # seeds that no part of the drawn world was trained on
 FACTS = {"animal": 0.55, "pose": 0.9, "colour": 0.95, "place": 0.95}
@@ -16,7 +15,6 @@ SETTINGS = {
     "VQGAN-CLIP": {"steps": 30, "views": 4, "strength": 0.5},
     "TediGAN": {"steps": 60, "views": 0},
 }
-OTHER = Path(__file__).with_name("other_clip.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +31,7 @@ def own(pack, drawn_world):
 @pytest.fixture(scope="module")
 def other(pack, drawn_world):
     """The same by a CLIP that was trained with another seed, on other scenes: nothing is tuned by it."""
-    model, clip = pack.module("host.world"), pack.module("host.clip")
-    with torch.inference_mode():
-        vision, text = model.load_clip_vision(), model.load_clip()
-        weights = load_file(OTHER)
-        text.cond_stage_model.clip_l.transformer.text_projection.weight.copy_(weights.pop("text_projection.weight"))
-        assert vision.load_sd(weights).missing_keys == []
-    return _spaces(clip, text, vision)
+    return _spaces(pack.module("host.clip"), *in_process.other_clip(pack))
 
 
 def _spaces(host_clip, clip, vision):
