@@ -8,6 +8,7 @@ On held-out scenes, seeded, in float32. Ten minutes of one core.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -148,7 +149,8 @@ def main() -> None:
     parser.add_argument("judge", type=Path)
     comfyui.add_arguments(parser)
     options = parser.parse_args()
-    comfyui.enter(options)
+    host = comfyui.enter(options)
+    os.environ["COMFYUI_PATH"] = str(host.path)
 
     study = Study(options.judge)
     print(f"| task | {' | '.join(f'{strength:g}' for strength in STRENGTHS)} | the text written |", flush=True)
