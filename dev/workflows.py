@@ -738,26 +738,32 @@ def baret_clip() -> Workflow:
 poses.""",
         "文本方向：拖动强度，再运行。CLIP 优化：不用扩散模型，适合颜色，不适合姿势。",
     )
-    source = _world(w, "a red dog sitting", then=("2 Turn, tune", 460), shared_text=True)
-    scene, loader = source.image.node, source.vae.node
-    described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=source.clip, text=scene["caption"])
+    w.stage("1 Write", 210)
+    loader = w.add("BaretWorldLoader", folded=True)
+    model, clip, vae = loader["model"], loader["clip"], loader["vae"]
+    target = w.add("PrimitiveStringMultiline", "Target text", value="a red dog sitting")
+    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    w.stage("2 Turn, tune", 460)
+    described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=clip, text=scene["caption"])
+    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=clip, text="")
+    latent = w.add("VAEEncode", folded=True, pixels=scene["image"], vae=vae)["LATENT"]
     direct = w.add(
         "BaretInversion",
         folded=True,
-        model=source.model,
+        model=model,
         positive=described["CONDITIONING"],
-        negative=source.negative,
-        latent=source.latent,
+        negative=negative["CONDITIONING"],
+        latent=latent,
         steps=WORLD_INVERSION["steps"],
     )
     tuned = w.add(
         "BaretClipOptimise",
         folded=True,
-        vae=source.vae,
+        vae=vae,
         clip_vision=loader["clip_vision"],
-        clip=source.clip,
-        latent=source.latent,
-        text=source.target["STRING"],
+        clip=clip,
+        latent=latent,
+        text=target["STRING"],
         steps=60,
         strength=0.5,
         views=8,
@@ -765,16 +771,16 @@ poses.""",
     )
     turned = w.add(
         "BaretTextDirection",
-        clip=source.clip,
+        clip=clip,
         embeddings=direct["embeddings"],
         phrase_from="dog sitting",
         phrase_to="dog lying",
         strength=1.0,
     )
     w.stage("3 Look", 470)
-    slid = _edit(w, "BaretAutoEdit", source.model, direct, turned, folded=True)
-    by_direction, by_clip = (_decoded(w, source.vae, latent) for latent in (slid["edit"], tuned["latent"]))
-    pictures = {"before": source.image, "direction": by_direction, "tuned by CLIP": by_clip}
+    slid = _edit(w, "BaretAutoEdit", model, direct, turned, folded=True)
+    by_direction, by_clip = (_decoded(w, vae, each) for each in (slid["edit"], tuned["latent"]))
+    pictures = {"before": scene["image"], "direction": by_direction, "tuned by CLIP": by_clip}
     # Narrower than its stage, which ends under the minimap.
     look = {"room": 325, "width": 345}
     w.add("SaveImage", "Before and both", images=_grid(w, pictures, 2), filename_prefix="baret/by_clip", **look)
