@@ -21,6 +21,7 @@ SAMPLED, TUNED = 16, 6  # scenes of each task
 STEPS, CFG = 10, 4.0
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 PRESETS = (
+    {"preset": "StyleCLIP", "steps": 100},
     {"preset": "StyleCLIP", "steps": 100, "keep": 0.05},
     {"preset": "VQGAN-CLIP", "steps": 60, "views": 8, "strength": 0.5},
     {"preset": "TediGAN", "steps": 100},
