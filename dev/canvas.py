@@ -77,19 +77,22 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     nodes: dict[int, dict] = {}
     links: list[list] = []
     subgraphs: list[dict] = []
-    for node in workflow.nodes():
-        labels = _labels(workflow, node)
+    sockets: dict[int, list[Input]] = {}
+    for node in workflow.nodes():  # all of them before any link: one may come from a node that stands further down
         if node.inside:
             subgraph, faces, outputs = _subgraph(node.inside, info)
             subgraphs.append(subgraph)
             nodes[node.id] = _outside(node.inside, faces, outputs) | {"id": node.id, "inputs": []}
-            sockets = [Input(face.name, face.type, {}, optional=False) for face in faces]
+            sockets[node.id] = [Input(face.name, face.type, {}, optional=False) for face in faces]
         else:
             nodes[node.id] = _node(node, info)
             # A widget has a socket only where something is linked to it, or where it has a label of its own.
-            shown = labels.keys() | {name for name in node.inputs if node.linked(name)}
-            sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or entry.name in shown]
-        for slot, entry in enumerate(sockets):
+            shown = _labels(workflow, node).keys() | {name for name in node.inputs if node.linked(name)}
+            entries = inputs_of(node, info)
+            sockets[node.id] = [entry for entry in entries if not entry.is_widget or entry.name in shown]
+    for node in workflow.nodes():
+        labels = _labels(workflow, node)
+        for slot, entry in enumerate(sockets[node.id]):
             given, number = node.inputs.get(entry.name), None
             if isinstance(given, Link):
                 number, source = len(links) + 1, slot_of(given, info)
@@ -342,7 +345,7 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tupl
             x += column.width + GAP
         groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom + GROWTH]))
         x += GAP
-    for order, node in enumerate(nodes.values()):  # every node follows those it takes from
+    for order, node in enumerate(nodes.values()):
         node["order"] = order
         lowest = max(lowest, node["pos"][1] + node["size"][1])  # a folded node counts as if it were opened
     nodes[note["id"]] = note | {"order": len(nodes)}
