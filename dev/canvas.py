@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 
 from graph import Blueprint, Column, Face, Input, Link, Node, Workflow, fixed_uuid, inputs_of, slot_of
 
@@ -101,6 +102,9 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
             label = {"label": labels[entry.name]} if entry.name in labels else {}
             nodes[node.id]["inputs"].append(_socket(entry, number) | label)
     groups, (width, height) = _place(workflow, nodes)
+    takes_from = {id: [source for _, source, _, target, *_ in links if target == id] for id in nodes}
+    for order, id in enumerate(TopologicalSorter(takes_from).static_order()):
+        nodes[id]["order"] = order
     if width > MOST_WIDTH or height > MOST_HEIGHT:
         raise ValueError(
             f"{workflow.name} is {width} x {height}; up to {MOST_WIDTH} x {MOST_HEIGHT} can be read as it opens."
@@ -332,7 +336,7 @@ def _socket(entry: Input, link: int | None) -> dict:
 
 
 def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tuple[int, int]]:
-    """Give every node its place and order and add the note to `nodes`; returns the groups, and width and height."""
+    """Give every node its place and add the note to `nodes`; returns the groups, and width and height."""
     inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
     width = inner + GAP * (len(workflow.stages) - 1) - GAP
     note = _note(max(nodes) + 1, f"{workflow.note}\n\n{workflow.chinese}", width)
@@ -345,10 +349,9 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tupl
             x += column.width + GAP
         groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom + GROWTH]))
         x += GAP
-    for order, node in enumerate(nodes.values()):
-        node["order"] = order
+    for node in nodes.values():
         lowest = max(lowest, node["pos"][1] + node["size"][1])  # a folded node counts as if it were opened
-    nodes[note["id"]] = note | {"order": len(nodes)}
+    nodes[note["id"]] = note
     return groups, (width, lowest + TITLE_BAR)
 
 
