@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 
 from graph import Blueprint, Column, Face, Input, Link, Node, Workflow, fixed_uuid, inputs_of, slot_of
 
@@ -77,19 +78,22 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
     nodes: dict[int, dict] = {}
     links: list[list] = []
     subgraphs: list[dict] = []
-    for node in workflow.nodes():
-        labels = _labels(workflow, node)
+    sockets: dict[int, list[Input]] = {}
+    for node in workflow.nodes():  # all of them before any link: one may come from a node that stands further down
         if node.inside:
             subgraph, faces, outputs = _subgraph(node.inside, info)
             subgraphs.append(subgraph)
             nodes[node.id] = _outside(node.inside, faces, outputs) | {"id": node.id, "inputs": []}
-            sockets = [Input(face.name, face.type, {}, optional=False) for face in faces]
+            sockets[node.id] = [Input(face.name, face.type, {}, optional=False) for face in faces]
         else:
             nodes[node.id] = _node(node, info)
             # A widget has a socket only where something is linked to it, or where it has a label of its own.
-            shown = labels.keys() | {name for name in node.inputs if node.linked(name)}
-            sockets = [entry for entry in inputs_of(node, info) if not entry.is_widget or entry.name in shown]
-        for slot, entry in enumerate(sockets):
+            shown = _labels(workflow, node).keys() | {name for name in node.inputs if node.linked(name)}
+            entries = inputs_of(node, info)
+            sockets[node.id] = [entry for entry in entries if not entry.is_widget or entry.name in shown]
+    for node in workflow.nodes():
+        labels = _labels(workflow, node)
+        for slot, entry in enumerate(sockets[node.id]):
             given, number = node.inputs.get(entry.name), None
             if isinstance(given, Link):
                 number, source = len(links) + 1, slot_of(given, info)
@@ -98,6 +102,9 @@ def ui_form(workflow: Workflow, info: dict) -> dict:
             label = {"label": labels[entry.name]} if entry.name in labels else {}
             nodes[node.id]["inputs"].append(_socket(entry, number) | label)
     groups, (width, height) = _place(workflow, nodes)
+    takes_from = {id: [source for _, source, _, target, *_ in links if target == id] for id in nodes}
+    for order, id in enumerate(TopologicalSorter(takes_from).static_order()):
+        nodes[id]["order"] = order
     if width > MOST_WIDTH or height > MOST_HEIGHT:
         raise ValueError(
             f"{workflow.name} is {width} x {height}; up to {MOST_WIDTH} x {MOST_HEIGHT} can be read as it opens."
@@ -329,7 +336,7 @@ def _socket(entry: Input, link: int | None) -> dict:
 
 
 def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tuple[int, int]]:
-    """Give every node its place and order and add the note to `nodes`; returns the groups, and width and height."""
+    """Give every node its place and add the note to `nodes`; returns the groups, and width and height."""
     inner = sum(column.width + GAP for stage in workflow.stages for column in stage.columns)
     width = inner + GAP * (len(workflow.stages) - 1) - GAP
     note = _note(max(nodes) + 1, f"{workflow.note}\n\n{workflow.chinese}", width)
@@ -342,10 +349,9 @@ def _place(workflow: Workflow, nodes: dict[int, dict]) -> tuple[list[dict], tupl
             x += column.width + GAP
         groups.append(_group(len(groups) + 1, stage.title, [left, top - TITLE_BAR, x - GAP, bottom + GROWTH]))
         x += GAP
-    for order, node in enumerate(nodes.values()):  # every node follows those it takes from
-        node["order"] = order
+    for node in nodes.values():
         lowest = max(lowest, node["pos"][1] + node["size"][1])  # a folded node counts as if it were opened
-    nodes[note["id"]] = note | {"order": len(nodes)}
+    nodes[note["id"]] = note
     return groups, (width, lowest + TITLE_BAR)
 
 

@@ -45,6 +45,7 @@ SCENE = {"seed": 14}
 SCENE_TEXT = "a blue dog lying in the snow, in the middle, facing left, sun, tree"
 RIGID_TEXT = "a blue cat sitting in the snow, in the middle, facing left, sun, tree"
 SHORT_TEXT = "a dog lying"
+LEAST_ROOM = 200  # height for a picture above another node: Nodes 2.0 makes it no lower
 REMARK = 24  # height for what a node says under a text: which words the model does not know
 WHAT_TO_WRITE = "Short text"  # no longer: on the classic canvas it widens the node
 WORLD_INVERSION = {"steps": 25}
@@ -209,7 +210,7 @@ def _looked_at(w: Workflow, source: Source, edit: Link, name: str, room: int) ->
     if source.enlarged == 1:
         both = _side_by_side(w, "Before and after", pictures, 2, folded=True)
         return both, _saved(w, source, edited, name, room=room - 15)  # less than would fit: it ends beside the minimap
-    both = _side_by_side(w, "Before and after", pictures, 2, room=room)
+    both = _side_by_side(w, "Before and after", pictures, 2, room=max(room, LEAST_ROOM))
     return both, _saved(w, source, edited, name, folded=True)
 
 
@@ -269,9 +270,14 @@ To hold the edit to a place: right-click the photo, *Open in Mask Editor*, paint
 
 
 def _with_dials(w: Workflow, source: Source, name: str, rigid: bool) -> None:
-    """The paper's stages with their dials. rigid: without the one that lets shapes change."""
+    """The paper's stages with their dials. rigid: without the one that lets shapes change.
+
+    That one stands above the inversion, which live previews make longer.
+    """
+    embeddings = None if rigid else w.add("BaretTransitionEmbedding", **source.etas)
     ttis = _invert(w, source)
-    embeddings = None if rigid else _transition(w, source, ttis)
+    if embeddings:
+        embeddings.inputs["embeddings"] = ttis["embeddings"]
     w.stage("3 Edit", 210)
     bam = _edit(w, "BaretBAMEdit", source.model, ttis, embeddings)
     redrawn = _decoded(w, source.vae, ttis["reconstruction"])
@@ -449,7 +455,7 @@ reconstruction gives the picture again, transition the blend, target the plain t
     )
     w.stage("4 Look", 270)
     stock = _decoded(w, source.vae, sampled["output"])
-    _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=180)
+    _side_by_side(w, "Before and after", {"before": source.image, "stock nodes": stock}, 2, room=LEAST_ROOM)
     _saved(w, source, stock, "stock", "Stock edit", folded=True)
     return w
 
@@ -723,7 +729,7 @@ the caption. Too little changes: raise *beta*. Too much: raise *end_percent*."""
     edited = _decoded(w, source.vae, sampled["output"])
     grid = _grid(w, {"before": source.image, "after": edited}, 2)
     w.stage("4 Look", 320)
-    w.add("PreviewImage", "Before and after", images=grid, room=200)
+    w.add("PreviewImage", "Before and after", images=grid, room=LEAST_ROOM)
     _saved(w, source, edited, "sine", folded=True)
     return w
 

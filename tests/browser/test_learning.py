@@ -6,6 +6,7 @@ import pytest
 
 TTIS = "TTIS Inversion"
 LIBRARY_SEARCH = re.compile(r"^Search( Nodes)?\.\.\.$")  # it was renamed after frontend 1.47
+HELP = ".node-help-content :is(.markdown-content, .comfy-markdown-content)"  # the second from frontend 1.58 on
 NODES = {"TTIS Inversion", "Transition Embedding", "BAM Edit"}
 
 
@@ -13,7 +14,7 @@ def open_help(page, title):
     """Click a node and the (i) above it; returns the panel's page once its pictures are there."""
     page.page.mouse.click(*page.place(title))
     page.page.get_by_test_id("info-button").click()
-    content = page.page.locator(".node-help-content .markdown-content").last
+    content = page.page.locator(HELP).last
     content.get_by_role("heading").first.wait_for()
     page.wait("[...document.querySelectorAll('.node-help-content img')].every(i => i.complete && i.naturalWidth)")
     return content
@@ -61,8 +62,8 @@ def test_the_nodes_speak_chinese(in_chinese):
     assert page.ask("return app.graph.nodes.filter(n => n.type.startsWith('Baret')).map(n => n.getTitle())") == [
         "加载绘图世界",
         "Your picture",
-        "TTIS 反演",
         "过渡嵌入",
+        "TTIS 反演",
         "BAM 编辑",
         "带标签网格",
     ]
