@@ -195,7 +195,7 @@ class Bench:
     def world_problem(self, batch: int, side: int = 16) -> Problem:
         """Drawn scenes, and texts that ask for another pose. side: of the latent; above 16 the scene repeats."""
         scenes = self.pack.module("world.scenes")
-        model, clip, vae = self.pack.call("BaretWorldLoader")
+        model, clip, vae, _ = self.pack.call("BaretWorldLoader")
         sources = scenes.sample(WORLD_SEED, batch)
         targets = [scenes.replace(scene, pose=(scene.pose + 1) % len(scenes.POSES)) for scene in sources]
 

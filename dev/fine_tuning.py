@@ -43,7 +43,7 @@ class Bench:
         import reach
 
         self.lab, self.reach = lab, reach
-        self.world = lab.World(*lab.PACK.call("BaretWorldLoader"), None)
+        self.world = lab.World(*lab.PACK.call("BaretWorldLoader")[:3], None)
 
     def scene(self, task: str, seed: int, number: int):
         """The ``number``-th scene of a task, as a batch of one, and its latent alone."""

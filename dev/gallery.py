@@ -24,7 +24,7 @@ EDITS = (
     ({"seed": 1}, "a dog on a beach"),
     ({"seed": 8}, "a cat"),
 )
-COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once", "baret_imagic")
+COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once", "baret_imagic", "baret_clip")
 """What they end in shows the picture as well."""
 
 
@@ -56,6 +56,9 @@ def thumbnail(client, name: str):
         by_edges = name == "baret_lora_controlnet"
         other = ImageOps.grayscale(picture).filter(ImageFilter.FIND_EDGES) if by_edges else written(text, picture.size)
         return beside([picture, other.convert("RGB")])
+    if name == "baret_clip":
+        (grid,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "BaretLabelledGrid")
+        grid["columns"] = 3  # one row: a thumbnail is wide
     pictures = [opened(data) for data in _before_and_after(client, prompt)]
     return ImageOps.contain(pictures[-1], (2 * SIDE, SIDE)) if name in COMPARISONS else beside(pictures)
 

@@ -4,7 +4,7 @@
 
     in_process.load_host()                            # ComfyUI on the CPU, from the folder COMFYUI_PATH
     pack = in_process.load_pack()                     # by the host's own loader, as in a user's ComfyUI
-    model, clip, vae = pack.call("BaretWorldLoader")  # a node of the pack, with its defaults for what is not given
+    model, clip, vae, _ = pack.call("BaretWorldLoader")  # a node of the pack, with its defaults for what is not given
     (text,) = in_process.call_stock("CLIPTextEncode", clip=clip, text="a red dog")
     psnr = pack.module("baret_ops.metrics").psnr      # a module of the pack, by its path from the pack's root
 
@@ -31,6 +31,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHER_CLIP = ROOT / "tests" / "host" / "other_clip.safetensors"
 
 SD15 = {
     "use_checkpoint": False,
@@ -192,6 +193,24 @@ class Passes:
 
     def _came_back(self, gradient) -> None:
         self.backward += len(gradient)
+
+
+def other_clip(pack: Pack) -> tuple:
+    """The drawn world's CLIP and CLIP_VISION with another seed's weights, to judge what its own has tuned.
+
+    Made by `python dev/world/train.py RUN --seed 2 --clip-for world/world.safetensors`, of which the file holds the
+    image encoder and the text projection.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    world, weights = pack.module("host.world"), load_file(OTHER_CLIP)
+    with torch.inference_mode():
+        clip, vision = world.load_clip(), world.load_clip_vision()
+        projection = clip.cond_stage_model.clip_l.transformer.text_projection
+        projection.weight.copy_(weights.pop("text_projection.weight"))
+        vision.load_sd(weights)
+    return clip, vision
 
 
 def random_model(unet: dict, *, heads: int, seed=0, dtype=None, cast=None, v_prediction=False, family=None):

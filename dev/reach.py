@@ -62,7 +62,7 @@ def edited(pack, scene, texts: list[str]):
         own = {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
         settings[node["class_type"]] = own
     picture, _ = pack.module("world.scenes").render([scene])
-    model, clip, vae = pack.call("BaretWorldLoader")
+    model, clip, vae, _ = pack.call("BaretWorldLoader")
     encoded = [call_stock("CLIPTextEncode", clip=clip, text=text)[0][0][0] for text in texts]
     (negative,) = call_stock("CLIPTextEncode", clip=clip, text="")
     (latent,) = call_stock("VAEEncode", vae=vae, pixels=picture.repeat(len(texts), 1, 1, 1))

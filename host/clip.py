@@ -16,12 +16,23 @@ def image_features(clip_vision, images: Tensor) -> Tensor:
     The pictures are cropped to their middle square, as CLIP was trained.
     Raises ValueError for a vision model that is no CLIP.
     """
+    require_clip_vision(clip_vision)
+    return clip_vision.encode_image(images)["image_embeds"].float()
+
+
+def require_clip_vision(clip_vision) -> None:
+    """Raise ValueError for a vision model that is no CLIP, which has no space in common with texts."""
     kind = getattr(clip_vision, "model_type", "clip_vision_model")
     if kind != "clip_vision_model":
         raise ValueError(
-            f"clip_vision is a {kind}; CLIPScore is measured with a CLIP vision model, such as ViT-L or ViT-H."
+            f"clip_vision is a {kind}; texts are compared with pictures by a CLIP vision model, such as ViT-L or ViT-H."
         )
-    return clip_vision.encode_image(images)["image_embeds"].float()
+
+
+def width_of(clip_vision) -> int:
+    """D of a CLIP_VISION's image embeddings. Raises ValueError for a vision model that is no CLIP."""
+    require_clip_vision(clip_vision)
+    return clip_vision.config["projection_dim"]
 
 
 def text_features(clip, text: str, width: int) -> Tensor:

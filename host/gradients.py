@@ -14,14 +14,16 @@ from typing import Any
 import comfy.hooks
 import comfy.model_management
 import torch
+from comfy.clip_model import CLIPLayer
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from .attention import unet_of
+from .memory import BLOCKS
 
 WRAPPER_KEY = "baret"
 """The name of our own wrappers among those of a model."""
@@ -170,7 +172,7 @@ def _on_device(patcher, prefix: str, part: nn.Module, name: str, weight: Tensor)
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module, beside: list[nn.Module], *, recompute: bool, patched: bool) -> Iterator[None]:
-    """Within it, a UNet and what is loaded ``beside`` it can be differentiated; the caller enables gradients.
+    """Within it, a model and what is loaded ``beside`` it can be differentiated; the caller enables gradients.
 
     Nodes run in inference mode, where nothing can be saved for backward. recompute: keep the inputs of blocks alone,
     and compute the blocks again on the way back (activation checkpointing; Chen et al. 2016). patched: whether code
@@ -181,6 +183,7 @@ def differentiable(model: nn.Module, beside: list[nn.Module], *, recompute: bool
         for module in modules:
             _leave_inference(module)
         stack.enter_context(_attending(beside))
+        stack.enter_context(_adding_apart(modules))
         if recompute:
             stack.enter_context(_recomputing(modules, copies=patched))
         if patched:
@@ -236,12 +239,36 @@ def _attending_forward(forward: Callable) -> Callable:
 
 
 @contextlib.contextmanager
+def _adding_apart(modules: list[nn.Module]) -> Iterator[None]:
+    """CLIP's layers, which add to their input in place while backward still needs it, add to a new tensor."""
+
+    def make(forward: Callable) -> Callable:
+        def call(*args, **kwargs):
+            with _NewSums():
+                return forward(*args, **kwargs)
+
+        return call
+
+    with _replaced(_parts(modules, CLIPLayer), make):
+        yield
+
+
+class _NewSums(TorchFunctionMode):
+    """Within it ``x += y`` makes a new tensor, and leaves the old one as it was."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.add_:
+            func = torch.add
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
 def _recomputing(modules: list[nn.Module], copies: bool) -> Iterator[None]:
-    """Residual and transformer blocks keep their inputs alone.
+    """Residual and transformer blocks (``BLOCKS``) keep their inputs alone.
 
     copies: keep copies of the inputs, where other code may change them in place.
     """
-    with _replaced(_parts(modules, ResBlock, SpatialTransformer), functools.partial(_recomputed, copies=copies)):
+    with _replaced(_parts(modules, *BLOCKS), functools.partial(_recomputed, copies=copies)):
         yield
 
 

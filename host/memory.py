@@ -13,11 +13,16 @@ from typing import cast
 import comfy.model_management
 import torch
 from comfy.cldm.cldm import ControlNet
+from comfy.clip_model import CLIPLayer
 from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
 from .attention import unet_of
+
+BLOCKS = (ResBlock, SpatialTransformer, ResnetBlock, AttnBlock, CLIPLayer)
+"""What can be computed again on the way back: the blocks of UNets and ControlNets, of VAEs, and of CLIP."""
 
 OutOfMemory = torch.cuda.OutOfMemoryError
 """What the host, too, takes for an out-of-memory error."""
@@ -48,6 +53,16 @@ _WORKING_ON_CPU = 52_000
 
 _LARGEST_WEIGHT = 1.2
 """Copies of the largest weight that kernels make to work with it in another order."""
+
+
+_DECODED, _DECODED_RECOMPUTING = 4.0, 2.5
+"""What a VAE's decoder needs to be differentiated, in units of what the host reckons for it without gradients.
+
+Of this 2.8 and 0.8 are kept for backward (counted over SD1.5's decoder), the rest is worked with.
+"""
+
+_LOOKED_AT, _LOOKED_AT_RECOMPUTING = 40, 4
+"""Numbers that a CLIP vision model keeps for backward, by layer, token and channel: 36 and 2 counted over ViT-L's."""
 
 
 def activations(
@@ -91,7 +106,7 @@ def _cast_copies(module: nn.Module, kind: torch.dtype, recompute: bool) -> int:
     every = _cast_numbers(module, kind)
     if not recompute:
         return every
-    blocks = [part for part in module.modules() if isinstance(part, (ResBlock, SpatialTransformer))]
+    blocks = [part for part in module.modules() if isinstance(part, BLOCKS)]
     by_block = [_cast_numbers(block, kind) for block in blocks]
     return every - sum(by_block) + max(by_block, default=0)
 
@@ -134,6 +149,35 @@ def must_recompute(model, rows: int, shape: Sequence[int], beside: Iterable[nn.M
     return activations(model, rows, shape, False, beside) > free
 
 
+def of_pictures(vae, clip_vision, shape: Sequence[int], views: int, recompute: bool) -> float:
+    """Bytes that tuning latents by CLIP takes beside the weights: an estimate.
+
+    shape: (B,C,h,w) of the latents. views: pictures that CLIP looks at in one update, for each latent. recompute:
+    whether blocks are computed again on the way back.
+    """
+    decoded = _DECODED_RECOMPUTING if recompute else _DECODED
+    decoding = decoded * vae.memory_used_decode(shape, vae.vae_dtype)
+    config = clip_vision.config
+    tokens = (config["image_size"] // config["patch_size"]) ** 2 + 1
+    kept = _LOOKED_AT_RECOMPUTING if recompute else _LOOKED_AT
+    looking = shape[0] * views * kept * config["num_hidden_layers"] * tokens * config["hidden_size"]
+    casts = _cast_copies(clip_vision.model, torch.float32, recompute)
+    return decoding + (looking + casts) * torch.float32.itemsize
+
+
+def must_recompute_pictures(vae, clip_vision, shape: Sequence[int], views: int) -> bool:
+    """Whether too little is free to keep all activations; as :func:`must_recompute`."""
+    free = cast(float, comfy.model_management.get_free_memory(vae.device))
+    least = of_pictures(vae, clip_vision, shape, views, recompute=True)
+    if least > free:
+        raise ValueError(
+            f"tuning {shape[0]} latent(s) of {shape[-1]}x{shape[-2]} with {views} view(s) each needs about "
+            f"{_gigabytes(least)} beside the models and {_gigabytes(free)} are free: use a smaller picture, fewer at a "
+            "time or fewer views, or close other programs that hold memory."
+        )
+    return of_pictures(vae, clip_vision, shape, views, recompute=False) > free
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """By the host's own test, and by what torch says on CPUs and on Macs, which that test leaves out."""
     if _host_calls_it_out_of_memory(error):
@@ -157,6 +201,14 @@ def out_of_memory(model, rows: int, shape: Sequence[int], gradients: bool) -> Ou
         f"out of memory with {rows} latent(s) of {shape[-1]}x{shape[-2]} in one forward (about {_gigabytes(need)} with "
         "the model): use a smaller picture or fewer images at a time, close other programs that hold GPU memory, or "
         "run the model in 16 bit."
+    )
+
+
+def out_of_memory_pictures(shape: Sequence[int], views: int) -> OutOfMemory:
+    """As :func:`out_of_memory`, for latents that are tuned by CLIP."""
+    return OutOfMemory(
+        f"out of memory with {shape[0]} latent(s) of {shape[-1]}x{shape[-2]} and {views} view(s) of each: use a "
+        "smaller picture, fewer at a time or fewer views, or close other programs that hold GPU memory."
     )
 
 

@@ -32,6 +32,7 @@ from .lora import Lora
 Result = TypeVar("Result")
 Loop = Callable[[Predict, torch.device], Result]
 
+_PICTURE_SIDE = 2048
 """Longest side, in pixels, of a picture that a node shows; the host, left to itself, enlarges smaller ones."""
 
 
@@ -93,6 +94,20 @@ def bare_progress(total: int) -> OnStep:
     """
     bar = comfy.utils.ProgressBar(total)
     return lambda *_: bar.update(1)
+
+
+def picture_progress(total: int) -> Callable[..., None]:
+    """The host's progress bar over ``total`` steps with pictures, for a node that shows none as its result.
+
+    Each call of what it returns is a step, with a PIL image to show or without.
+    """
+    bar = comfy.utils.ProgressBar(total)
+
+    def advance(picture=None) -> None:
+        preview = picture and ("JPEG", picture, min(_PICTURE_SIDE, max(picture.size)))
+        bar.update_absolute(bar.current + 1, total, preview)
+
+    return advance
 
 
 # --- before the first step --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The world's MODEL, CLIP and VAE for ComfyUI, from one file of weights: `load()`.
+"""The world's MODEL, CLIP, VAE and CLIP_VISION for ComfyUI, from one file of weights: `load()`.
 
-All three are the host's own kinds: its UNet and `BaseModel` with a configuration like SD1.5's and 64 channels, its CLIP
-text transformer with an embedding per known word, and its `VAE` around the codec of `world/codec.py`.
+All are the host's own kinds: its UNet and `BaseModel` with a configuration like SD1.5's and 64 channels, its CLIP text
+transformer with an embedding per known word, its `VAE` around the codec of `world/codec.py`, and its image encoder.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_model
+import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
@@ -27,6 +28,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..world.codec import Codec
+from ..world.picture_encoder import CONFIG, PictureEncoder
 from .remarks import remark
 
 FORMAT = "1"  # changes when an old file no longer fits this code
@@ -244,7 +246,6 @@ class WordTextModel(comfy.clip_model.CLIPTextModel):
         self.set_input_embeddings(
             operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
         )
-        self.text_projection = torch.nn.Identity()  # the UNet takes no pooled text
 
 
 def text_config(tokens):
@@ -382,6 +383,35 @@ def _vae_patcher(path, disable_dynamic=False):
     return load_vae(path, disable_dynamic).patcher
 
 
+# --- CLIP_VISION ------------------------------------------------------------------------------------------------------
+
+
+class WorldClipVision(comfy.clip_vision.ClipVisionModel):
+    """The host's CLIP_VISION around the world's `PictureEncoder`."""
+
+    def __init__(self, path):
+        weights = _part(read(path)[0], "vision.")
+        _require_whole(path, "picture side", weights, PictureEncoder(_Layers, device="meta"))
+        management = comfy.model_management
+        self.config = dict(CONFIG)
+        self.image_size, self.model_type = CONFIG["image_size"], CONFIG["model_type"]
+        self.image_mean, self.image_std = CONFIG["image_mean"], CONFIG["image_std"]
+        self.return_all_hidden_states = False
+        self.load_device, resting = management.text_encoder_device(), management.text_encoder_offload_device()
+        self.dtype = management.text_encoder_dtype(self.load_device)
+        self.model = PictureEncoder(comfy.ops.manual_cast, dtype=self.dtype, device=resting)
+        self.model.eval().requires_grad_(False)
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.model, load_device=self.load_device, offload_device=resting
+        )
+        self.load_sd(weights)
+
+
+def load_clip_vision(path=WEIGHTS):
+    """The CLIP_VISION alone: the image encoder that was trained with the CLIP's text projection."""
+    return WorldClipVision(path)
+
+
 def load(path=WEIGHTS):
-    """`(model, clip, vae)` as the host's loaders give them; `read` says what raises."""
-    return load_model(path), load_clip(path), load_vae(path)
+    """`(model, clip, vae, clip_vision)` as the host's loaders give them; `read` says what raises."""
+    return load_model(path), load_clip(path), load_vae(path), load_clip_vision(path)

@@ -2,6 +2,8 @@
 
 from .auto_edit import BaretAutoEdit
 from .bam import BaretBAMEdit
+from .clip_optimise import BaretClipOptimise
+from .direction import BaretTextDirection
 from .fine_tuning import BaretImagic, BaretOneImageLoRA
 from .grid import BaretLabelledGrid
 from .guidance import BaretModelGuidance
@@ -33,6 +35,8 @@ NODES = [
     BaretImagic,
     BaretOneImageLoRA,
     BaretModelGuidance,
+    BaretTextDirection,
+    BaretClipOptimise,
     BaretInversionReport,
     BaretEditMetrics,
     BaretEditSweep,

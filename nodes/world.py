@@ -35,6 +35,11 @@ class BaretWorldLoader(io.ComfyNode):
                 io.Model.Output("model", tooltip="A MODEL of the SD1.5 family with 4.3 million parameters."),
                 io.Clip.Output("clip", tooltip="Its text side: it knows the words of the scenes, others do no harm."),
                 io.Vae.Output("vae", tooltip="Its codec, 8 pixels a latent cell as in SD1.5."),
+                io.ClipVision.Output(
+                    "clip_vision",
+                    tooltip="Its picture side: with clip it tells how well a drawn picture fits a text, for Edit "
+                    "Metrics and CLIP Optimise.",
+                ),
             ],
         )
 

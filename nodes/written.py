@@ -104,6 +104,44 @@ def _number(text: str) -> float | None:
         return None
 
 
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def read_templates(text: str, name: str) -> list[str]:
+    """The lines of a text, each with ``{}`` where a phrase stands. Raises ValueError where that is missing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or len(lines) > _MOST_WORDS:
+        raise ValueError(f"{name} has {len(lines)} lines; 1 to {_MOST_WORDS} fit.")
+    for line in lines:
+        if "{}" not in line:
+            raise ValueError(
+                f"{name} has {quoted(line)}; write {{}} where the phrase stands, as in: a photo of a {{}}."
+            )
+    return lines
+
+
+def read_prompts(text: str, name: str) -> list[tuple[str, float]]:
+    """``"a red dog | snow: 0.5"`` to ``[("a red dog", 1.0), ("snow", 0.5)]``: texts with bars or lines between them.
+
+    A number behind a colon is the text's weight; below 0 the text is kept away from. Raises ValueError for too many of
+    them, and for numbers that nothing can be weighed with.
+    """
+    parts = [part.strip() for part in re.split(r"[|\n]", text) if part.strip()]
+    if len(parts) > _MOST_WORDS:
+        raise ValueError(f"{name} has {len(parts)} texts; at most {_MOST_WORDS} fit.")
+    return [_read_prompt(part, name) for part in parts]
+
+
+def _read_prompt(part: str, name: str) -> tuple[str, float]:
+    written, colon, number = part.rpartition(":")
+    weight = _number(number.strip()) if colon else None
+    if weight is None:  # the colon is the text's own
+        return part, 1.0
+    if not written.strip() or not abs(weight) <= _GREATEST:
+        raise ValueError(f'{name} holds {quoted(part)}; texts and numbers such as "a red dog: 1 | snow: -0.5" fit.')
+    return written.strip(), weight
+
+
 # --- grids ------------------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ BACKWARD = "error on the way back"
 
 def runs(pack: in_process.Pack) -> tuple[object, dict[str, Run]]:
     """The drawn world's MODEL, and a short run of every node that samples, by its name. A run gives its tensors."""
-    model, clip, vae = pack.call("BaretWorldLoader")
+    model, clip, vae, _ = pack.call("BaretWorldLoader")
     picture, _, _ = pack.call("BaretWorldScene", seed=1)
     stock = in_process.call_stock
     (text,), (target,), (empty,) = (stock("CLIPTextEncode", clip=clip, text=each) for each in (CAPTION, TARGET, ""))

@@ -76,7 +76,7 @@ def load_world(weights: Path | None = None) -> World:
     """The world that comes with the pack, or that of another weights file; see :func:`unet_dtype`."""
     loader = PACK.module("host.world")
     with torch.inference_mode():  # as the host runs nodes
-        model, clip, vae = loader.load() if weights is None else loader.load(weights)
+        model, clip, vae, _ = loader.load() if weights is None else loader.load(weights)
     if unet_dtype() != torch.float32:
         model = model.clone()
         model.set_model_compute_dtype(unet_dtype())

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from baret.host import world as model
 from baret.world import scenes
-from common import rendered, to_input
+from common import log, rendered, to_input
 from safetensors.torch import save_file
+from train_clip import accuracy
 
-NOT_SETTINGS = ("run", "codec", "version", "comfyui")  # arguments that say where, not how
+NOT_SETTINGS = ("run", "codec", "clip_for", "version", "comfyui")  # arguments that say where, not how
+PROJECTION = "text.text_projection"
 
 
 def latent_rgb(codec):
@@ -27,21 +29,27 @@ def latent_rgb(codec):
     return factors, bias
 
 
-def export(run, args, net, codec, found):
-    """Write RUN/world.safetensors: fp16 tensors under "unet.", "text." and "codec.", and what they are as metadata.
+def _half(prefix, module):
+    """A module's tensors in 16 bit, under a prefix."""
+    return {f"{prefix}.{name}": tensor.half().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _settings(args):
+    return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+
+
+def export(run, args, net, codec, clip, text, found):
+    """Write RUN/world.safetensors: fp16 tensors under "unet.", "text.", "codec." and "vision.", and their metadata.
 
     What was done to the run by hand, if anything, belongs into RUN/notes.txt and goes along.
     """
-    tensors = {}
-    for part, module in {"unet": net.unet, "text": net.text, "codec": codec}.items():
-        tensors |= {f"{part}.{name}": tensor.half().contiguous() for name, tensor in module.state_dict().items()}
-    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    tensors = _half("unet", net.unet) | _half("text", net.text) | _half("codec", codec)
     metadata = {
         "baret_world": model.FORMAT,
         "licence": "MIT",
         "command": f"python dev/world/train.py RUN --seed {args.seed}",
         "seed": str(args.seed),
-        "settings": json.dumps(settings),
+        "settings": json.dumps(_settings(args)),
         "scores": json.dumps(found),
         "vocabulary": json.dumps(scenes.vocabulary()),
         "latent_rgb": json.dumps(latent_rgb(codec)),
@@ -49,5 +57,23 @@ def export(run, args, net, codec, found):
     notes = run / "notes.txt"
     if notes.exists():
         metadata["notes"] = notes.read_text()
+    _write(run, args, tensors, metadata, clip, text)
+
+
+def export_clip(run, args, clip, text):
+    """Write RUN/world.safetensors: the file that the CLIP was trained for, with it."""
+    tensors, metadata = model.read(args.clip_for)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("vision.", PROJECTION))}
+    _write(run, args, tensors, metadata, clip, text)
+
+
+def _write(run, args, tensors, metadata, clip, text):
+    """The file with its CLIP: the image encoder under "vision.", the projection with the text side."""
+    tensors = tensors | _half("vision", clip.vision) | _half(PROJECTION, clip.text_projection)
+    settings = {name: value for name, value in _settings(args).items() if name.startswith("clip_")}
+    found = accuracy(clip, text, 2000)
+    log(run, stage="clip", **found)
+    about = {"command": "python dev/world/train.py RUN --clip-for FILE", "seed": args.seed, "settings": settings}
+    metadata = metadata | {"clip": json.dumps({**about, "accuracy": found})}
     save_file(tensors, run / "world.safetensors", metadata)
     (run / "world.safetensors").chmod(0o644)

@@ -1,6 +1,7 @@
 """Train the world's model from nothing: `python dev/world/train.py RUN`; resumable, seeded, one CPU thread.
 
-Stages: the codec, the scenes' latents, the UNet with the text side, the decoder alone, scores, `RUN/world.safetensors`.
+Stages: the codec, the scenes' latents, the UNet with the text side, the decoder alone, the CLIP, scores,
+`RUN/world.safetensors`. With `--clip-for FILE` only a CLIP is trained, and all else is that file's, bit for bit.
 RUN holds what each stage left (`*.pt`), so the same command goes on where it was stopped; `log.jsonl` has losses, speed
 and scores, `*.png` are reconstructions and samples on the way.
 """
@@ -37,6 +38,11 @@ def parse_arguments():
     add("--ema", type=float, default=0.999)
     add("--checkpoint", type=int, default=400, help="steps between checkpoints")
     add("--score-scenes", type=int, default=240, help="held-out scenes for the control scores")
+    add("--clip-for", type=Path, help="a weights file that gets a CLIP; nothing else is trained")
+    add("--clip-scenes", type=int, default=8000)
+    add("--clip-steps", type=int, default=700)
+    add("--clip-batch", type=int, default=128)
+    add("--clip-lr", type=float, default=3e-3)
     add("--eager", action="store_true", help="do without torch.compile and its C++ compiler; a fifth slower")
     add("--until", choices=STAGES, default="export", help="last stage to run")
     comfyui.add_arguments(parser)
@@ -50,13 +56,18 @@ def main():
     in_process.load_host(host.path)  # the stages import it, and the pack's folders as `drawn` makes them importable
     import drawn  # noqa: F401
     import torch
-    from export import export
+    from export import export, export_clip
     from score import scores
+    from train_clip import read_text, text_side, train_clip
     from train_codec import read_codec, train_codec, train_decoder
     from train_unet import encode_set, train_unet
 
     torch.set_num_threads(1)
     args.run.mkdir(parents=True, exist_ok=True)
+    if args.clip_for is not None:
+        text = read_text(args.clip_for)
+        export_clip(args.run, args, train_clip(args.run, args, text), text)
+        return
     codec = train_codec(args.run, args) if args.codec is None else read_codec(args.codec)
     if args.until == "codec":
         return
@@ -68,7 +79,9 @@ def main():
         return
     if args.codec is None:
         codec = train_decoder(args.run, args, codec)
-    export(args.run, args, net, codec, scores(args.run, args, net, codec))
+    text = text_side(net.text.state_dict())
+    clip = train_clip(args.run, args, text)
+    export(args.run, args, net, codec, clip, text, scores(args.run, args, net, codec))
 
 
 if __name__ == "__main__":

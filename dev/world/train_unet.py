@@ -73,6 +73,7 @@ class Net(nn.Module):
         ops = comfy.ops.disable_weight_init
         self.unet = UNetModel(**model.UNET, dtype=torch.float32, operations=ops)
         self.text = model.WordTextModel(model.text_config(tokens), torch.float32, "cpu", ops)
+        self.text.text_projection = nn.Identity()  # the UNet takes no pooled text; `train_clip` makes it
         for module in self.modules():
             for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
                 if isinstance(module, kind):

@@ -123,9 +123,9 @@ def cancelling(host):
 
 @pytest.fixture(scope="module")
 def drawn_world(pack, host):
-    """The drawn world's MODEL, CLIP and VAE; stock nodes encode texts and pictures with them, and decode latents."""
+    """The drawn world's models; stock nodes encode texts and pictures with them, and decode latents."""
     with torch.inference_mode():
-        model, clip, vae = pack.nodes["BaretWorldLoader"].execute().args
+        model, clip, vae, clip_vision = pack.nodes["BaretWorldLoader"].execute().args
 
     def encode(text):
         with torch.inference_mode():
@@ -139,4 +139,6 @@ def drawn_world(pack, host):
         with torch.inference_mode():
             return host.nodes.VAEEncode().encode(vae, picture)[0]
 
-    return SimpleNamespace(model=model, clip=clip, vae=vae, encode=encode, decode=decode, latent=latent)
+    return SimpleNamespace(
+        model=model, clip=clip, vae=vae, clip_vision=clip_vision, encode=encode, decode=decode, latent=latent
+    )

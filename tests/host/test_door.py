@@ -99,7 +99,8 @@ def streaming(pack, monkeypatch):
             return whole(module, input, dtype, device, bias_dtype, offloadable, **kwargs)
         if not hasattr(comfy.ops, "cast_modules_with_vbar"):
             pytest.skip("this ComfyUI streams weights in another way")
-        dtype, device = dtype or input.dtype, device or input.device
+        if input is not None:  # an embedding gives none
+            dtype, device = dtype or input.dtype, device or input.device
         comfy.ops.cast_modules_with_vbar([module], dtype, device, bias_dtype or dtype, False)
         weight, bias = comfy.ops.resolve_cast_module_with_vbar(
             module, dtype, device, bias_dtype or dtype, kwargs.get("compute_dtype"), kwargs.get("want_requant", False)
@@ -328,6 +329,31 @@ class TestStreamedModels:
         for name, weight in lora_whole.items():
             close(lora[name], weight, 1e-3)
         close(edit, edit_whole, 1e-3)
+
+    def test_clip_tunes_a_latent_as_on_whole_models(self, streaming, world, execute, host, picture, monkeypatch):
+        """Through the codec and the picture encoder, whose weights the host streams, and which are as before after."""
+        import comfy.model_patcher
+
+        def tuned(kind):
+            # Not in inference mode: the door would clone the weights, and the stand-in take the clones for whole ones.
+            _, clip, vae, vision = world.load()
+            assert type(vae.patcher) is kind and type(vision.patcher) is kind
+
+            def seen():
+                with torch.inference_mode():
+                    decoded = host.nodes.VAEDecode().decode(vae, picture())[0]
+                    return vision.encode_image(decoded)["image_embeds"]
+
+            before = seen()
+            given = {"vae": vae, "clip": clip, "clip_vision": vision, "text": "a red dog", "steps": 3, "views": 2}
+            (latent,) = execute("BaretClipOptimise", latent=picture(), **given)
+            assert torch.equal(seen(), before)
+            return latent["samples"]
+
+        samples = tuned(streaming)
+        load_whole(monkeypatch)
+        assert not torch.equal(samples, picture()["samples"])
+        close(samples, tuned(comfy.model_patcher.ModelPatcher), 1e-3)
 
     def test_the_whole_copy_leaves_the_device_after_the_run(self, streaming, load, invert):
         import comfy.model_management

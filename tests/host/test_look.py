@@ -306,7 +306,7 @@ class TestClipScore:
         with pytest.raises(ValueError, match=sentence):
             measure(source=world.picture, edit=world.picture, clip=world.clip, clip_vision=models.vision, text=TEXT)
         other = SimpleNamespace(model_type="siglip_vision_model")
-        sentence = "clip_vision is a siglip_vision_model; CLIPScore is measured with a CLIP vision model"
+        sentence = "clip_vision is a siglip_vision_model; texts are compared with pictures by a CLIP vision model"
         with pytest.raises(ValueError, match=sentence):
             measure(source=world.picture, edit=world.picture, clip=models.load(), clip_vision=other, text=TEXT)
 

@@ -107,7 +107,7 @@ def test_texts_without_end(drawn_world, pack, execute, node, name, written, sent
 
 
 def test_the_drawn_worlds_words(text, execute):
-    _, clip, _ = execute("BaretWorldLoader")
+    clip = execute("BaretWorldLoader")[1]
     tokens = text.read_tokens(clip, "a blue dog lying in the snow, facing left")
     assert len(tokens.ids) == 32
     assert words(tokens)["dog"] == (3,)

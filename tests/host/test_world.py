@@ -180,6 +180,8 @@ def test_weights_that_do_not_fit_are_refused(broken, damage, sentence):
         ("UNet", "unet.out.2.weight"),
         ("text side", "text.text_model.final_layer_norm.bias"),
         ("codec", "codec.decoder.0.bias"),
+        ("picture side", "vision.hidden.bias"),
+        ("text side", "text.text_projection.weight"),
     ],
 )
 @pytest.mark.parametrize("change", ["lacks", "has another shape of", "has more than"])
@@ -207,12 +209,14 @@ def test_every_weight_of_the_file_is_loaded(broken):
     """On an NVIDIA card, where the host's dynamic memory is on, the model once refused its own file."""
     world, _ = broken
     tensors, _ = world.read()
-    model, clip, vae = world.load()
+    model, clip, vae, clip_vision = world.load()
     modules = {
         "unet.": model.model.diffusion_model,
         "text.": clip.cond_stage_model.clip_l.transformer,
         "codec.": vae.first_stage_model,
+        "vision.": clip_vision.model,
     }
+    assert {name for name in tensors if name.startswith(tuple(modules))} == tensors.keys()
     for prefix, module in modules.items():
         loaded = module.state_dict()
         expected = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

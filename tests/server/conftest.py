@@ -11,6 +11,7 @@ SHORTER = {
     "BaretTTISInversion": {"steps": STEPS, "iterations": 1},
     "BaretImagic": {"text_updates": 3, "updates": 3},
     "BaretOneImageLoRA": {"updates": 3},
+    "BaretClipOptimise": {"steps": 3},
 }
 """What example workflows are given here, so that they take seconds."""
 

@@ -1,0 +1,168 @@
+"""Measure what Text Direction and CLIP Optimise do on the drawn world: the tables of docs/clip.md.
+
+    python dev/clip_study.py JUDGE    # JUDGE: the classifiers that python dev/world/judge.py JUDGE trains
+
+On held-out scenes, seeded, in float32. Ten minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import comfyui
+
+SEED = 7300  # of the lists of scenes
+TASKS = ("colour", "pose", "background")
+SAMPLED, TUNED = 16, 6  # scenes of each task
+STEPS, CFG = 10, 4.0
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+PRESETS = (
+    {"preset": "StyleCLIP", "steps": 100},
+    {"preset": "StyleCLIP", "steps": 100, "keep": 0.05},
+    {"preset": "VQGAN-CLIP", "steps": 60, "views": 8, "strength": 0.5},
+    {"preset": "TediGAN", "steps": 100},
+)
+
+
+class Study:
+    """The drawn world, two CLIPs of it, and the classifiers."""
+
+    def __init__(self, judge: Path):
+        sys.path.append(str(Path(__file__).resolve().parent / "evidence"))
+        import lab
+
+        self.lab, self.pack = lab, lab.PACK
+        model, clip, vae, vision = lab.PACK.call("BaretWorldLoader")
+        self.world = lab.World(model, clip, vae, None)
+        self.own, self.other = (clip, vision), lab.in_process.other_clip(lab.PACK)
+        self.judge = lab.judging.load(judge)
+
+    def phrase(self, scene, facts: tuple[str, ...]) -> str:
+        """The animal and what changes of it, without an article: "red dog"."""
+        return self.lab.caption_of(scene, facts, "short").removeprefix("a ")
+
+    def sampled(self, batch, text: list):
+        """Stock sampling from noise, decoded."""
+        import torch
+
+        (latent,) = self.lab.in_process.call_stock(
+            "KSampler",
+            model=self.world.model,
+            seed=0,
+            steps=STEPS,
+            cfg=CFG,
+            sampler_name="euler",
+            scheduler="normal",
+            positive=text,
+            negative=self.lab.encode(self.world, [""]),
+            latent_image={"samples": torch.zeros_like(batch.latent["samples"])},
+            denoise=1.0,
+        )
+        return self.lab.decode(self.world, latent)
+
+    def moved(self, batch, strength: float) -> list:
+        """The captions of a batch, each moved from its own value towards the other."""
+        import torch
+
+        texts = []
+        for number, caption in enumerate(batch.captions):
+            phrases = [self.phrase(scenes[number], batch.changed[number]) for scenes in (batch.source, batch.target)]
+            conditioning, _ = self.pack.call(
+                "BaretTextDirection",
+                clip=self.world.clip,
+                phrase_from=phrases[0],
+                phrase_to=phrases[1],
+                strength=strength,
+                conditioning=self.lab.encode(self.world, [caption]),
+            )
+            texts.append(conditioning[0][0])
+        return [[torch.cat(texts), {}]]
+
+    def shares(self, batch, pictures) -> str:
+        """The shares of pictures that show what is asked for, and of which animal, pose, colour and place are right."""
+        scores = self.lab.score(batch, pictures, self.judge)
+        right = [text * identity for text, identity in zip(scores["text"], scores["identity"])]
+        return f"{_mean(scores['text']):.0%}, {_mean(right):.0%}"
+
+    def direction(self, task: str) -> str:
+        batch = self.lab.make_batch(self.world, task, "full", SEED, SAMPLED)
+        cells = [self.shares(batch, self.sampled(batch, self.moved(batch, strength))) for strength in STRENGTHS]
+        written = self.shares(batch, self.sampled(batch, self.lab.encode(self.world, batch.texts)))
+        return f"| {task} | {' | '.join(cells)} | {written} |"
+
+    def tuned(self, batch, masks, how: dict) -> list:
+        """The pictures of a batch, each tuned towards its text."""
+        found = []
+        for number, text in enumerate(batch.texts):
+            (latent,) = self.pack.call(
+                "BaretClipOptimise",
+                vae=self.world.vae,
+                clip=self.own[0],
+                clip_vision=self.own[1],
+                latent={"samples": batch.latent["samples"][number : number + 1]},
+                text=text,
+                mask=None if masks is None else masks[number : number + 1],
+                **how,
+            )
+            found.append(self.lab.decode(self.world, latent))
+        return found
+
+    def fit(self, clips: tuple, pictures, texts: list[str]) -> float:
+        """The mean CLIPScore of pictures and their texts."""
+        clip, vision = clips
+        found = []
+        for picture, text in zip(pictures.split(1), texts):
+            measured = self.pack.call(
+                "BaretEditMetrics", source=picture, edit=picture, clip=clip, clip_vision=vision, text=text
+            )
+            found.append(measured[4])
+        return _mean(found)
+
+    def optimised(self, task: str, how: dict, masked: bool) -> str:
+        import torch
+
+        batch = self.lab.make_batch(self.world, task, "full", SEED, TUNED)
+        _, masks = self.lab.scenes.render(batch.source)
+        started = time.process_time()
+        pictures = torch.cat(self.tuned(batch, masks if masked else None, how))
+        seconds = (time.process_time() - started) / TUNED
+        cells = []
+        for clips in (self.own, self.other):
+            before, after = (self.fit(clips, each, batch.texts) for each in (batch.picture, pictures))
+            cells.append(f"{before:.2f} to {after:.2f}")
+        kept = _mean(self.lab.score(batch, pictures, self.judge)["psnr"])
+        name = ", ".join([how["preset"], *(f"{key} {value}" for key, value in how.items() if key != "preset")])
+        name += ", mask" if masked else ""
+        cells += [self.shares(batch, pictures), f"{kept:.1f}", f"{seconds:.0f}"]
+        return f"| {task} | {name} | {' | '.join(cells)} |"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("judge", type=Path)
+    comfyui.add_arguments(parser)
+    options = parser.parse_args()
+    host = comfyui.enter(options)
+    os.environ["COMFYUI_PATH"] = str(host.path)
+
+    study = Study(options.judge)
+    print(f"| task | {' | '.join(f'{strength:g}' for strength in STRENGTHS)} | the text written |", flush=True)
+    for task in TASKS:
+        print(study.direction(task), flush=True)
+    print("| task | settings | own CLIP | other CLIP | asked, right | kept | seconds |", flush=True)
+    for task in ("colour", "pose"):
+        for how in PRESETS:
+            for masked in (False, True):
+                print(study.optimised(task, how, masked), flush=True)
+
+
+if __name__ == "__main__":
+    main()
