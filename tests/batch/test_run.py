@@ -24,6 +24,11 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def there(out: Path) -> int:
+    """How many pictures a run has written so far."""
+    return len(list(out.glob("pictures/**/*.png")))
+
+
 def alike(rows: list[dict]) -> list[dict]:
     """What must be the same however often a run was interrupted."""
     return [{name: row[name] for name in COMPARED} for row in rows]
@@ -156,7 +161,7 @@ def test_killed_at_any_moment_it_goes_on(here, results, squares, inverted, tmp_p
     expected, out = contents(tmp_path / "undisturbed"), tmp_path / "out"
 
     process = started([sys.executable, command, *arguments, "out"], tmp_path)
-    assert wait_for(lambda: len(contents(out) if out.exists() else ()) >= 3, process)
+    assert wait_for(lambda: there(out) >= 3, process)
     servers = psutil.Process(process.pid).children(recursive=True)
     folders = [folder for server in servers for folder in folders_of(server)]
     time.sleep(random.random() / 20)
@@ -170,7 +175,7 @@ def test_killed_at_any_moment_it_goes_on(here, results, squares, inverted, tmp_p
     (out / "pictures" / "0029.png.unfinished").write_bytes(b"\x89PNG")  # as a power cut leaves one
 
     process = started([sys.executable, command, *arguments, "out"], tmp_path)
-    assert wait_for(lambda: len(contents(out)) >= len(whole) + 4, process)
+    assert wait_for(lambda: there(out) >= len(whole) + 4, process)
     for server in psutil.Process(process.pid).children(recursive=True):
         server.send_signal(signal.SIGKILL)
     said = process.communicate(timeout=240)[0].decode()
@@ -188,7 +193,7 @@ def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
     out = tmp_path / "out"
     arguments = ["squares", "--workflow", str(inverted), "--out", "out"]
     process = started([sys.executable, command, *arguments], tmp_path)
-    assert wait_for(lambda: out.exists() and (out / "pictures").exists() and len(contents(out)) >= 5, process)
+    assert wait_for(lambda: there(out) >= 5, process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 1 and "the same command goes on" in said, said
