@@ -222,10 +222,13 @@ class Page:
         self.wait(loaded, title, RUN_LIMIT)
         return self.ask("return node(argument).imgs.map(i => [i.naturalWidth, i.naturalHeight])", title)
 
-    def complaint(self) -> str:
-        """Wait until ComfyUI says that something is wrong, and read its details."""
+    def complaint(self, words: str) -> str:
+        """Wait until ComfyUI says these words about what is wrong, and read all of its details.
+
+        The panel first opens with what it has; the report of the server follows.
+        """
         self.page.get_by_test_id("error-overlay-see-errors").click()
-        group = self.page.get_by_test_id("error-group-execution")
+        group = self.page.get_by_test_id("error-group-execution").filter(has_text=words)
         group.wait_for()
         return group.inner_text()
 
