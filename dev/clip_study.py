@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 
 import comfyui
 
@@ -49,20 +50,9 @@ class Study:
         """Stock sampling from noise, decoded."""
         import torch
 
-        (latent,) = self.lab.in_process.call_stock(
-            "KSampler",
-            model=self.world.model,
-            seed=0,
-            steps=STEPS,
-            cfg=CFG,
-            sampler_name="euler",
-            scheduler="normal",
-            positive=text,
-            negative=self.lab.encode(self.world, [""]),
-            latent_image={"samples": torch.zeros_like(batch.latent["samples"])},
-            denoise=1.0,
-        )
-        return self.lab.decode(self.world, latent)
+        empty = {"samples": torch.zeros_like(batch.latent["samples"])}
+        how = {"sampler_name": "euler", "scheduler": "normal", "steps": STEPS, "cfg": CFG, "denoise": 1.0}
+        return self.lab.decode(self.world, self.lab.ksampler(self.world, text, empty, seed=0, **how))
 
     def moved(self, batch, strength: float) -> list:
         """The captions of a batch, each moved from its own value towards the other."""
@@ -86,7 +76,7 @@ class Study:
         """The shares of pictures that show what is asked for, and of which animal, pose, colour and place are right."""
         scores = self.lab.score(batch, pictures, self.judge)
         right = [text * identity for text, identity in zip(scores["text"], scores["identity"])]
-        return f"{_mean(scores['text']):.0%}, {_mean(right):.0%}"
+        return f"{fmean(scores['text']):.0%}, {fmean(right):.0%}"
 
     def direction(self, task: str) -> str:
         batch = self.lab.make_batch(self.world, task, "full", SEED, SAMPLED)
@@ -120,7 +110,7 @@ class Study:
                 "BaretEditMetrics", source=picture, edit=picture, clip=clip, clip_vision=vision, text=text
             )
             found.append(measured[4])
-        return _mean(found)
+        return fmean(found)
 
     def optimised(self, task: str, how: dict, masked: bool) -> str:
         import torch
@@ -134,15 +124,11 @@ class Study:
         for clips in (self.own, self.other):
             before, after = (self.fit(clips, each, batch.texts) for each in (batch.picture, pictures))
             cells.append(f"{before:.2f} to {after:.2f}")
-        kept = _mean(self.lab.score(batch, pictures, self.judge)["psnr"])
+        kept = fmean(self.lab.score(batch, pictures, self.judge)["psnr"])
         name = ", ".join([how["preset"], *(f"{key} {value}" for key, value in how.items() if key != "preset")])
         name += ", mask" if masked else ""
         cells += [self.shares(batch, pictures), f"{kept:.1f}", f"{seconds:.0f}"]
         return f"| {task} | {name} | {' | '.join(cells)} |"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def main() -> None:

@@ -52,19 +52,8 @@ class Bench:
 
     def sample(self, model, text: list, latent: dict, cfg: float, denoise: float = 1.0):
         """Stock KSampler from seeded noise, decoded."""
-        (sampled,) = self.lab.in_process.call_stock(
-            "KSampler",
-            model=model,
-            seed=SEED,
-            steps=STEPS,
-            cfg=cfg,
-            sampler_name="euler",
-            scheduler="ddim_uniform",
-            positive=text,
-            negative=self.lab.encode(self.world, [""]),
-            latent_image=latent,
-            denoise=denoise,
-        )
+        how = {"sampler_name": "euler", "scheduler": "ddim_uniform", "steps": STEPS, "cfg": cfg, "denoise": denoise}
+        sampled = self.lab.ksampler(self.world, text, latent, model, seed=SEED, **how)
         return self.lab.decode(self.world, sampled)
 
     def imagic(self, batch, number: int, latent: dict, how: dict) -> dict[float, object]:

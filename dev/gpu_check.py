@@ -28,7 +28,7 @@ import comfyui
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/server/test_cuda.py"
-BENCH = ["--models", "sd15", "--latents", "64", "--dtypes", "bfloat16", "--steps", "20", "--repeats", "3"]
+BENCH = ["--models", "sd15", "--latents", "64", "--dtypes", "bfloat16", "--steps", "20", "--repeats", "1"]
 MINUTES = {"tests": 6.0, "bench": 3.5}
 README, BENCHMARKS = "README.md", "dev/benchmarks/README.md"
 KEPT, AGAIN = "TTIS", "TTIS, blocks computed again"

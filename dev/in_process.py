@@ -209,7 +209,8 @@ def other_clip(pack: Pack) -> tuple:
         clip, vision = world.load_clip(), world.load_clip_vision()
         projection = clip.cond_stage_model.clip_l.transformer.text_projection
         projection.weight.copy_(weights.pop("text_projection.weight"))
-        vision.load_sd(weights)
+        if missing := vision.load_sd(weights).missing_keys:
+            raise ValueError(f"{OTHER_CLIP} lacks {', '.join(missing)}")
     return clip, vision
 
 

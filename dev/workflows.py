@@ -84,6 +84,14 @@ class Source:
     etas: dict = field(default_factory=dict)  # of Transition Embedding, for a change of pose
 
 
+def _write(w: Workflow, text: str) -> tuple[Node, Node, Node]:
+    """The first stage where other nodes read the target text: the pack's model, the text, and the picture."""
+    w.stage("1 Write", 210)
+    loader = w.add("BaretWorldLoader", folded=True)
+    target = w.add("PrimitiveStringMultiline", "Target text", value=text)
+    return loader, target, w.add("BaretWorldScene", "Your picture", **SCENE)
+
+
 def _world(
     w: Workflow, text: str, then: tuple[str, int], shared_text: bool = False, both_texts: bool = False
 ) -> Source:
@@ -498,10 +506,7 @@ One picture, one text, six methods, and how close each stays to the picture insi
 Another text or *seed*: run again. Double-click *Six methods* to look inside.""",
         "一张图、一条文本，六种方法；双击 Six methods 看里面。",
     )
-    w.stage("1 Write", 210)
-    loader = w.add("BaretWorldLoader", folded=True)
-    target = w.add("PrimitiveStringMultiline", "Target text", value=SCENE_TEXT)
-    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    loader, target, scene = _write(w, SCENE_TEXT)
     w.stage("2 Compare", 210)
     methods = w.put_subgraph(
         _six_methods(),
@@ -744,11 +749,8 @@ def baret_clip() -> Workflow:
 poses.""",
         "文本方向：拖动强度，再运行。CLIP 优化：不用扩散模型，适合颜色，不适合姿势。",
     )
-    w.stage("1 Write", 210)
-    loader = w.add("BaretWorldLoader", folded=True)
+    loader, target, scene = _write(w, "a red dog sitting")
     model, clip, vae = loader["model"], loader["clip"], loader["vae"]
-    target = w.add("PrimitiveStringMultiline", "Target text", value="a red dog sitting")
-    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
     w.stage("2 Turn, tune", 460)
     described = w.add("CLIPTextEncode", "Text as it is", folded=True, clip=clip, text=scene["caption"])
     negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=clip, text="")

@@ -90,9 +90,13 @@ def _cast_as_built(module: nn.Module) -> None:
     """
     for part in module.modules():
         for name, weight in part._parameters.items():
-            kind = getattr(part, f"{name}_comfy_model_dtype", None)
-            if weight is not None and kind not in (None, weight.dtype) and type(weight.data) is Tensor:
-                part._parameters[name] = nn.Parameter(weight.to(kind), requires_grad=False)
+            if weight is not None and type(weight.data) is Tensor and weight.dtype != _kind(part, name, weight):
+                part._parameters[name] = nn.Parameter(weight.to(_kind(part, name, weight)), requires_grad=False)
+
+
+def _kind(part: nn.Module, name: str, weight: Tensor) -> torch.dtype:
+    """The type that a layer was built to compute in with its weight of that name."""
+    return getattr(part, f"{name}_comfy_model_dtype", None) or weight.dtype
 
 
 def _shares_loader(patcher, parent) -> bool:
@@ -161,7 +165,7 @@ def _on_device(patcher, prefix: str, part: nn.Module, name: str, weight: Tensor)
         return weight.detach().clone()
     if key in patcher.patches:
         return patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
-    kind = getattr(part, f"{name}_comfy_model_dtype", None) or weight.dtype
+    kind = _kind(part, name, weight)
     if weight.is_meta:  # the file lacks it, and the host takes zeros
         return torch.zeros(weight.shape, dtype=kind, device=patcher.load_device)
     return weight.detach().to(patcher.load_device, kind, copy=True)

@@ -47,10 +47,11 @@ class Lora:
         """Within it, the layers of a loaded model compute with their adapters, which are moved to its device."""
         layers = dict(_layers(unet_of(model)))
         before = {name: vars(layer).get("weight_function") for name, layer in layers.items()}
+        with torch.inference_mode(False):  # what is moved in it can no longer be tuned
+            for adapter in self._adapters.values():
+                adapter.to(model.load_device)
         try:
             for name, adapter in self._adapters.items():
-                with torch.inference_mode(False):  # what is moved within it can no longer be tuned
-                    adapter.to(model.load_device)
                 layers[name].weight_function = [*layers[name].weight_function, adapter]
             yield
         finally:

@@ -59,6 +59,11 @@ def _embeddings(clip, text: str):
             yield name
 
 
+def say_unknown_words(clip, text: str) -> None:
+    """Have a CLIP that knows few words (the drawn world's) say under the node which of a text it does not know."""
+    clip.tokenize(text)
+
+
 def find_word(clip, tokens: Tokens, phrase: str, role: str) -> tuple[int, ...]:
     """Positions of a word or phrase in a text. role: the text's input, for messages.
 

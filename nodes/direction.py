@@ -121,7 +121,7 @@ def _direction(clip, phrase_from: str, phrase_to: str, templates: str) -> tuple[
     for template in read_templates(templates, "templates"):
         to, of = (_tokens_of(clip, template.replace("{}", phrase), phrase, name) for name, phrase in phrases.items())
         pairs.append((to, of))
-    text.encode(clip, " ".join(phrases.values()))  # so that what is said of unknown words is of these, at last
+    text.say_unknown_words(clip, " ".join(phrases.values()))  # last: of these, not of the templates' own
     return text_direction(pairs), len(text.read_tokens(clip, "").ids)
 
 

@@ -1,4 +1,5 @@
-// What our nodes say of a run, and texts of words unknown to the drawn world, stay under their nodes. Frontends after 1.47 take such text away when the run ends.
+// What our nodes say of a run, and texts of words unknown to the drawn world, stay under their nodes.
+// Frontends after 1.47 take such text away when the run ends.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 

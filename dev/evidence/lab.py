@@ -105,6 +105,19 @@ def encode(world: World, texts: list[str]) -> list:
     return [[torch.cat(embeddings).clone(), {}]]
 
 
+def ksampler(world: World, text: list, latent: dict, model: object = None, **settings) -> dict:
+    """The LATENT of the stock KSampler with an empty negative text, on the world's model where no other is given."""
+    (sampled,) = in_process.call_stock(
+        "KSampler",
+        model=model or world.model,
+        positive=text,
+        negative=encode(world, [""]),
+        latent_image=latent,
+        **settings,
+    )
+    return sampled
+
+
 # --- the tasks --------------------------------------------------------------------------------------------------------
 
 

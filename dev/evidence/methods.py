@@ -11,7 +11,7 @@ from typing import Any
 
 import in_process
 import torch
-from lab import CFG, PACK, STEPS, Batch, World, encode
+from lab import CFG, PACK, STEPS, Batch, World, encode, ksampler
 from torch import Tensor
 
 auto = PACK.module("baret_ops.edits.auto_edit")
@@ -84,20 +84,17 @@ def auto_edit(world: World, batch: Batch, inversion: tuple, seed: int):
 
 def sdedit(world: World, batch: Batch, strength: float, cfg: float = CFG, seed: int = 1) -> dict:
     """SDEdit by the stock KSampler: noise to a strength, denoise with the target text."""
-    (edited,) = in_process.call_stock(
-        "KSampler",
-        model=world.model,
+    return ksampler(
+        world,
+        encode(world, batch.texts),
+        batch.latent,
         seed=seed,
         steps=round(STEPS * strength),
         cfg=cfg,
         sampler_name="ddim",
         scheduler="ddim_uniform",
-        positive=encode(world, batch.texts),
-        negative=encode(world, [""]),
-        latent_image=batch.latent,
         denoise=strength,
     )
-    return edited
 
 
 def masactrl(world: World, batch: Batch, inversion: tuple, cfg: float = CFG, **settings) -> dict:

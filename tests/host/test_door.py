@@ -291,7 +291,6 @@ class TestStreamedModels:
         close(invert(model)[0].latents, without)
 
     def test_tuning_finds_what_it_finds_on_a_whole_model(self, streaming, load, invert, plain, monkeypatch):
-
         model = lora(load())
         before = {name: weight for name, weight in model.model.named_parameters()}
         sampled = plain(model)
@@ -381,7 +380,6 @@ class TestStreamedModels:
     @pytest.mark.parametrize("before", ["nothing", "a KSampler", "a tuning"])
     def test_a_controlnet(self, streaming, load, invert, plain, with_control, monkeypatch, before):
         """Whatever ran first, tuning through a streamed ControlNet finds what it finds through a whole one."""
-
         model, (positive, net) = load(), with_control()
         assert type(positive[0][1]["control"].control_model_wrapped) is streaming
         if before == "a KSampler":
