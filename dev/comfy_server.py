@@ -43,7 +43,7 @@ PROBE = "BaretTTISInversion"  # ComfyUI skips a pack that fails to import with o
 SECONDS_TO_END = 15
 """What a server has to end properly before it is killed."""
 
-PREVIEW, PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol.BinaryEventTypes
+PREVIEW, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4  # ComfyUI's protocol.BinaryEventTypes
 
 
 class ServerError(RuntimeError):
@@ -88,9 +88,24 @@ class Preview:
     image: bytes
 
 
+@dataclass(frozen=True)
+class Remark:
+    """What a node says under itself while it runs."""
+
+    node_id: str
+    text: str
+
+
+Event = dict | Preview | Remark
+"""What a server sends while a workflow runs."""
+
+
 @dataclass
 class Run:
-    """What one queued workflow did: events in order, previews, ids of nodes run and taken from the cache, outputs."""
+    """What one queued workflow did: events in order, previews, ids of nodes run and taken from the cache, outputs.
+
+    `remarks`: what stands under each node at the end, by its id.
+    """
 
     prompt_id: str
     events: list[dict] = field(default_factory=list)
@@ -98,9 +113,18 @@ class Run:
     executed: list[str] = field(default_factory=list)
     cached: set[str] = field(default_factory=set)
     outputs: dict[str, dict] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
-    def take(self, event: dict) -> None:
+    def take(self, event: Event) -> None:
         """Note down one event."""
+        if isinstance(event, Preview):
+            self.previews.append(event)
+        elif isinstance(event, Remark):
+            self.remarks[event.node_id] = event.text
+        else:
+            self._take_message(event)
+
+    def _take_message(self, event: dict) -> None:
         self.events.append(event)
         kind, data = event["type"], event["data"]
         if kind == "execution_cached":
@@ -110,8 +134,10 @@ class Run:
         elif kind == "executing" and data["node"] is not None:
             self.executed.append(data["node"])
 
-    def ended_by(self, event: dict) -> bool:
+    def ended_by(self, event: Event) -> bool:
         """Whether an event says that nothing of this run is executed any more."""
+        if not isinstance(event, dict):
+            return False
         data = event["data"]
         return event["type"] == "executing" and data["node"] is None and data.get("prompt_id") == self.prompt_id
 
@@ -150,8 +176,8 @@ class Client:
                 async for message in self._socket:
                     if message.type == aiohttp.WSMsgType.TEXT:
                         self._events.put(json.loads(message.data))
-                    elif message.type == aiohttp.WSMsgType.BINARY and (preview := _preview(message.data)):
-                        self._events.put(preview)
+                    elif message.type == aiohttp.WSMsgType.BINARY and (event := _decoded(message.data)):
+                        self._events.put(event)
         finally:
             self._events.put(None)
 
@@ -225,13 +251,14 @@ class Client:
     def run(
         self,
         prompt: dict,
-        on_event: Callable[[dict | Preview], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
         timeout: float = 600,
         stall: float | None = None,
     ) -> Run:
         """Submit a workflow and follow it to its end.
 
-        on_event: called with each event and preview as it comes. timeout: seconds, after which the run is cancelled.
+        on_event: called with each event, preview and remark as it comes.
+        timeout: seconds, after which the run is cancelled.
         stall: seconds without any event, after which the server is given up, in place of a timeout.
         Raises PromptRejected, ExecutionFailed, Interrupted, TimeoutError, Stalled.
         """
@@ -244,9 +271,6 @@ class Client:
                 continue  # the tail of an earlier run
             if on_event:
                 on_event(event)
-            if isinstance(event, Preview):
-                run.previews.append(event)
-                continue
             run.take(event)
             failure = _failure(event) or failure
             if run.ended_by(event):  # sent last, however the run ended
@@ -254,7 +278,7 @@ class Client:
                     raise failure
                 return run
 
-    def _next_event(self, deadline: float, timeout: float) -> dict | Preview:
+    def _next_event(self, deadline: float, timeout: float) -> Event:
         try:
             event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -262,21 +286,23 @@ class Client:
             raise TimeoutError(f"The workflow did not end within {timeout:.0f} s.") from None
         return self._from_server(event)
 
-    def _sign_of_life(self, stall: float) -> dict | Preview:
+    def _sign_of_life(self, stall: float) -> Event:
         try:
             return self._from_server(self._events.get(timeout=stall))
         except queue.Empty:
             raise Stalled(f"The server gave no sign of progress for {stall:.0f} s.") from None
 
     @staticmethod
-    def _from_server(event: dict | Preview | None) -> dict | Preview:
+    def _from_server(event: Event | None) -> Event:
         if event is None:
             raise ServerError("The server closed the connection while the workflow ran.")
         return event
 
 
-def _failure(event: dict) -> Exception | None:
+def _failure(event: Event) -> Exception | None:
     """What an event says went wrong."""
+    if not isinstance(event, dict):
+        return None
     if event["type"] == "execution_error":
         return ExecutionFailed(event["data"])
     if event["type"] == "execution_interrupted":
@@ -284,13 +310,16 @@ def _failure(event: dict) -> Exception | None:
     return None
 
 
-def _preview(message: bytes) -> Preview | None:
-    """Decode a binary message: event type, then an image type or JSON metadata with its length, then the picture."""
+def _decoded(message: bytes) -> Preview | Remark | None:
+    """Decode a binary message: its type; where it has one, the length of a head and the head; the content."""
     kind, number = struct.unpack(">II", message[:8])
-    if kind == PREVIEW:
+    head, content = message[8 : 8 + number], message[8 + number :]
+    if kind == PREVIEW:  # the number is the image's type
         return Preview(None, message[8:])
     if kind == PREVIEW_WITH_METADATA:
-        return Preview(json.loads(message[8 : 8 + number])["node_id"], message[8 + number :])
+        return Preview(json.loads(head)["node_id"], content)
+    if kind == TEXT:
+        return Remark(head.decode(), content.decode())
     return None
 
 

@@ -229,17 +229,14 @@ def main() -> None:
         options.image = workflows.PICTURE_FILE
     try:
         require_readable(options.image)
-        prompt, shown, report = edited(host, options)
+        shown, report = edited(host, options)
     except (comfyui.HostError, ServerError, PromptRejected, ExecutionFailed) as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")
     titles = ["Before", "Reconstruction", "Edit"] if options.dials else ["Before", "Edit"]
     strip = write_pictures(options.out, *(shown[title] for title in titles))
-    (target,) = (node for node in prompt.values() if node["_meta"]["title"] == "Target text")
-    print(f"Edited by: {target['inputs']['text']}")
-    if report:
-        print(report)
+    print(report)
     print(f"The edited picture: {options.out.resolve()}")
     print(f"{' | '.join(titles).lower()}: {strip.resolve()}")
 
@@ -256,8 +253,8 @@ def require_readable(image: Path | None) -> None:
             sys.exit(f"error: {image} cannot be read as a picture: {error}")
 
 
-def edited(host: comfyui.Host, options: argparse.Namespace) -> tuple[dict, dict[str, bytes], str]:
-    """Run the edit; returns the workflow as it ran, the pictures its nodes show by their titles, and the report."""
+def edited(host: comfyui.Host, options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
+    """Run the edit; returns the pictures that its nodes show, by their titles, and what is to be said of it."""
     import comfy_server
 
     checkpoints, threads = ([options.checkpoint], None) if options.checkpoint else ([], 1)
@@ -267,8 +264,15 @@ def edited(host: comfyui.Host, options: argparse.Namespace) -> tuple[dict, dict[
     with comfy_server.running(host, checkpoints, threads=threads) as client:
         prompt = fill_in(options, client.upload(options.image) if options.image else None)
         run = client.run(prompt, on_event=ProgressLine(prompt), timeout=24 * 3600)
-        texts = [run.outputs[id]["text"][0] for id, node in prompt.items() if node["class_type"] == AUTO]
-        return prompt, client.pictures(run, prompt), "\n".join(texts)
+        return client.pictures(run, prompt), report_of(prompt, run)
+
+
+def report_of(prompt: dict, run) -> str:
+    """The text as it ran, what the model says of its words, and what became of the candidates."""
+    (target,) = (id for id, node in prompt.items() if node["_meta"]["title"] == "Target text")
+    lines = [f"Edited by: {prompt[target]['inputs']['text']}", run.remarks.get(target, "")]
+    lines += [run.outputs[id]["text"][0] for id, node in prompt.items() if node["class_type"] == AUTO]
+    return "\n".join(filter(None, lines))
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ def test_an_edit_by_a_short_text(tmp_path):
 
 def test_the_dials_of_the_paper(edit_here, tmp_path):
     few = ["--dials", "--steps", "4", "--iterations", "1"]
-    done = edit_here(*few, "--text", "a blue cat", "--out", "cat.png")
+    done = edit_here(*few, "--text", "a blue cat in space", "--out", "cat.png")
     assert done.returncode == 0, done.stderr
-    assert "Edited by: a blue cat" in done.stdout and "how far each candidate obeys" not in done.stdout
+    assert "Edited by: a blue cat in space\nUnknown words: space" in done.stdout
+    assert "how far each candidate obeys" not in done.stdout
     assert Image.open(tmp_path / "cat_strip.png").size == (3 * 512 + 16, 512)
 
 
