@@ -189,12 +189,16 @@ class Page:
         )
 
     def open_template(self, name: str) -> None:
-        """Click through the template browser to one of the pack's workflows, by its name in `workflows.py`."""
+        """Click through the template browser to one of the pack's workflows, by its name in `workflows.py`.
+
+        The browser draws its list anew after the choice of a pack, at a time of its own: a card that is replaced
+        between the mouse's down and up takes no click. So the click is sent to the card at once.
+        """
         self.ask("for (const n of app.graph.nodes) n.ofTheWorkflowBefore = true")
         self.page.locator(".templates-tab-button").click()
         self.page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).first.click()
         title = workflows.TITLES[name]
-        self.page.get_by_test_id(f"template-workflow-{title}").click()
+        self.page.get_by_test_id(f"template-workflow-{title}").dispatch_event("click")
         self.page.get_by_role("dialog").wait_for(state="detached")
         self.wait(OPENED, title)
 
