@@ -134,10 +134,8 @@ class Run:
         elif kind == "executing" and data["node"] is not None:
             self.executed.append(data["node"])
 
-    def ended_by(self, event: Event) -> bool:
+    def ended_by(self, event: dict) -> bool:
         """Whether an event says that nothing of this run is executed any more."""
-        if not isinstance(event, dict):
-            return False
         data = event["data"]
         return event["type"] == "executing" and data["node"] is None and data.get("prompt_id") == self.prompt_id
 
@@ -272,6 +270,8 @@ class Client:
             if on_event:
                 on_event(event)
             run.take(event)
+            if not isinstance(event, dict):
+                continue
             failure = _failure(event) or failure
             if run.ended_by(event):  # sent last, however the run ended
                 if failure:
@@ -299,10 +299,8 @@ class Client:
         return event
 
 
-def _failure(event: Event) -> Exception | None:
+def _failure(event: dict) -> Exception | None:
     """What an event says went wrong."""
-    if not isinstance(event, dict):
-        return None
     if event["type"] == "execution_error":
         return ExecutionFailed(event["data"])
     if event["type"] == "execution_interrupted":
