@@ -16,7 +16,8 @@ import workflows
 
 from . import Report, complaint
 
-STEPS = 3
+SHORT = {"steps": 3, "text_updates": 3, "updates": 3}
+"""What long runs are shortened to, by the input."""
 SECONDS = 240
 EACH = 10
 """Prompts of one workflow, one after another."""
@@ -28,11 +29,15 @@ GRAPHS = (
     "baret_compare",
     "baret_sweep",
     "baret_maps",
+    "baret_invert_once",
+    "baret_imagic",
+    "baret_sine",
+    "baret_clip",
 )
 _OF_THE_HOST = {"MODEL", "CLIP", "VAE", "LATENT", "CONDITIONING", "IMAGE", "MASK", "CLIP_VISION"}
 """Wires in whose place the host lets anything be written; what comes of it is the same for every node of the host."""
 
-_SLOW = {"steps", "iterations", "effort"}
+_SLOW = {*SHORT, "iterations", "effort", "views"}
 """Inputs whose greatest number is a long run, and nothing else."""
 
 
@@ -49,8 +54,25 @@ def graph_of(name: str) -> dict:
     """An example workflow on the drawn world, short."""
     graph = workflows.example(name)
     for node in graph.values():
-        if "steps" in node["inputs"]:
-            node["inputs"]["steps"] = STEPS
+        node["inputs"].update({name: least for name, least in SHORT.items() if name in node["inputs"]})
+    return graph
+
+
+def _first(graph: dict, class_type: str) -> str:
+    """The id of the first node of that class."""
+    return next(id for id, node in graph.items() if node["class_type"] == class_type)
+
+
+def loading(client: comfy_server.Client) -> dict:
+    """An example workflow that loads its inversion and fits its picture: nodes that need a file or a photo."""
+    graph = graph_of("baret_invert_once")
+    run = client.run(graph)
+    (saved,) = (file for output in run.outputs.values() for file in output.get("files", ()))
+    loaded = {"file": f"{saved['subfolder']}/{saved['filename']} [output]"}
+    graph[_first(graph, "BaretTTISInversion")] = {"class_type": "BaretLoadInversion", "inputs": loaded}
+    picture = [_first(graph, "BaretWorldScene"), 0]
+    graph["fitted"] = {"class_type": "BaretFitPicture", "inputs": {"image": picture, "megapixels": 0.05}}
+    graph[_first(graph, "BaretLabelledGrid")]["inputs"]["image_1"] = ["fitted", 0]
     return graph
 
 
@@ -79,19 +101,18 @@ def prompts(host: comfyui.Host, tries: int, seed: int) -> Report:
     """One input of one node at a time is something that nobody would choose."""
     report, drawn = Report(), random.Random(seed)
     with served(host) as (client, _):
-        schemas = {id: info for id, info in client.object_info().items() if id.startswith("Baret")}
-        names = tuple(f"{info['display_name']}: " for info in schemas.values())
+        ours = {id: info for id, info in client.object_info().items() if id.startswith("Baret")}
+        names = tuple(f"{info['display_name']}: " for info in ours.values())
+        inputs = {id: _inputs_of(info) for id, info in ours.items()}
+        graphs = [*map(graph_of, GRAPHS), loading(client)]
         plain = graph_of("baret_edit")
         expected = pictures_of(client, plain, client.run(fresh(plain, 5)))
         for number in range(tries):
             if number % EACH == 0:  # the next ones are of one workflow: what lies before their node is cached
-                whole = fresh(graph_of(drawn.choice(GRAPHS)), drawn.randrange(3))
+                whole = fresh(drawn.choice(graphs), drawn.randrange(3))
             graph = json.loads(json.dumps(whole))
-            node = drawn.choice([node for node in graph.values() if node["class_type"] in schemas])
-            info = schemas[node["class_type"]]["input"]
-            kinds = {name: kind for group in info.values() if isinstance(group, dict) for name, kind in group.items()}
-            if not kinds:
-                continue
+            node = drawn.choice([node for node in graph.values() if inputs.get(node["class_type"])])
+            kinds = inputs[node["class_type"]]
             name = drawn.choice(list(kinds))
             value = drawn.choice(_extremes(name, *kinds[name]))
             node["inputs"][name] = value
@@ -103,6 +124,12 @@ def prompts(host: comfyui.Host, tries: int, seed: int) -> Report:
                 if pictures_of(client, plain, client.run(fresh(plain, 5))) != expected:
                     report.failures.append(f"after {where}: a plain run gives something else")
     return report
+
+
+def _inputs_of(info: dict) -> dict[str, list]:
+    """A node's inputs by name, each with its kind and what is said of it."""
+    groups = [info["input"].get(group, {}) for group in ("required", "optional")]
+    return {name: kind for group in groups for name, kind in group.items()}
 
 
 def _outcome(client, graph: dict, names: tuple[str, ...], where: str, raw_fits: bool, report: Report) -> str:
