@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -75,29 +76,49 @@ def tunable(vae, clip_vision, shape: Sequence[int], views: int) -> Iterator[tupl
     pictures that CLIP looks at in one update, for each latent. Raises ValueError for a vision model that is no CLIP,
     and where memory is too short.
     """
-    require_clip_vision(clip_vision)
-    models = [vae.patcher, clip_vision.patcher]
-    modules = [vae.first_stage_model, clip_vision.model]
-    device = vae.device
-    need = memory.of_pictures(vae, clip_vision, shape, views, recompute=False)
-    comfy.model_management.load_models_gpu(models, memory_required=math.ceil(need), force_full_load=True)
-    recompute = memory.must_recompute_pictures(vae, clip_vision, shape, views)
+    what = f"{shape[0]} latent(s) of {shape[-1]}x{shape[-2]} with {views} view(s) each"
+    need = memory.ByClip(what, functools.partial(memory.of_pictures, vae, clip_vision, shape, views))
 
     def decode(latents: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        pictures = vae.first_stage_model.decode(latents.to(device, vae.vae_dtype))
+        pictures = vae.first_stage_model.decode(latents.to(vae.device, vae.vae_dtype))
         return vae.process_output(pictures.float())
+
+    with _differentiable(clip_vision, [vae.patcher], [vae.first_stage_model], vae.device, need) as place:
+        yield decode, Encoder(clip_vision), place
+
+
+@contextlib.contextmanager
+def paintable(clip_vision, size: Sequence[int], views: int, channels: int) -> Iterator[tuple[Encoder, Place]]:
+    """Within it: ``(encode, place)`` to paint a layer over a picture with; as :func:`tunable`.
+
+    size: (H,W) of the picture. channels: of the network that paints.
+    """
+    what = f"a layer of {size[1]}x{size[0]} with {views} view(s)"
+    need = memory.ByClip(what, functools.partial(memory.of_layer, clip_vision, size, views, channels))
+    with _differentiable(clip_vision, [], [], clip_vision.load_device, need) as place:
+        yield Encoder(clip_vision), place
+
+
+@contextlib.contextmanager
+def _differentiable(clip_vision, patchers: list, modules: list, device, need: memory.ByClip) -> Iterator[Place]:
+    """Load models beside a CLIP_VISION and make all of them differentiable; how to place tensors with them."""
+    require_clip_vision(clip_vision)
+    patchers, modules = [*patchers, clip_vision.patcher], [*modules, clip_vision.model]
+    kept = math.ceil(need.estimate(False))
+    comfy.model_management.load_models_gpu(patchers, memory_required=kept, force_full_load=True)
+    recompute = need.must_recompute(device)
 
     def place(value: Tensor) -> Tensor:
         return value.to(device).clone()
 
     try:
         with (
-            gradients.weights_in_place(models),
+            gradients.weights_in_place(patchers),
             gradients.differentiable(modules[0], modules[1:], recompute=recompute, patched=False),
         ):
-            yield decode, Encoder(clip_vision), place
+            yield place
     except Exception as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise memory.out_of_memory_pictures(shape, views) from error
+        raise need.out_of_memory() from error

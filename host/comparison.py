@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .wires import latent_mask, pictures_in
+from .wires import mask_in, pictures_in
 
 
 def comparable(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -26,7 +26,7 @@ def comparable(source: Tensor, edit: Tensor, mask: Tensor | None) -> tuple[Tenso
     columns = slice(wider // 2, wider // 2 + width)
     if mask is not None:
         _require_number("masks", mask.reshape(-1, *mask.shape[-2:]).shape[0], images)
-        whole = latent_mask(mask.cpu(), images, source.shape[:3])
+        whole = mask_in(mask.cpu(), images, source.shape[:3])
         mask = whole[:, 0, rows, columns].expand(images, -1, -1)
     source = source.cpu()[:, rows, columns].expand(images, -1, -1, -1)
     return source, edit.cpu(), mask

@@ -7,7 +7,8 @@ bytes of the type that the model computes in. dev/benchmarks/README.md tells how
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import comfy.model_management
@@ -63,6 +64,17 @@ Of this 2.8 and 0.8 are kept for backward (counted over SD1.5's decoder), the re
 
 _LOOKED_AT, _LOOKED_AT_RECOMPUTING = 40, 4
 """Numbers that a CLIP vision model keeps for backward, by layer, token and channel: 36 and 2 counted over ViT-L's."""
+
+_PAINTED = 45
+"""Numbers that the network of a layer keeps for backward, by pixel and channel: 17 counted.
+
+Times 2.4 where an update sees the whole picture and an example of it, which is up to 1.2 times as wide and high.
+"""
+
+_OF_A_NETWORK = 200
+"""Its weights, by channel squared: 140 counted for five levels."""
+
+_SMALLER = "use a smaller picture, fewer at a time or fewer views, or close other programs that hold memory"
 
 
 def activations(
@@ -157,25 +169,48 @@ def of_pictures(vae, clip_vision, shape: Sequence[int], views: int, recompute: b
     """
     decoded = _DECODED_RECOMPUTING if recompute else _DECODED
     decoding = decoded * vae.memory_used_decode(shape, vae.vae_dtype)
+    return decoding + _of_looking(clip_vision, shape[0] * views, recompute)
+
+
+def of_layer(clip_vision, size: Sequence[int], views: int, channels: int, recompute: bool) -> float:
+    """Bytes that painting a layer by CLIP takes beside CLIP's weights: an estimate.
+
+    size: (H,W) of the picture. views: as in :func:`of_pictures`. channels: of the network that paints.
+    """
+    kept = _PAINTED * channels * math.prod(size) * torch.float32.itemsize
+    return kept + _ADAM * _OF_A_NETWORK * channels**2 + _of_looking(clip_vision, views, recompute)
+
+
+def _of_looking(clip_vision, pictures: int, recompute: bool) -> float:
     config = clip_vision.config
     tokens = (config["image_size"] // config["patch_size"]) ** 2 + 1
     kept = _LOOKED_AT_RECOMPUTING if recompute else _LOOKED_AT
-    looking = shape[0] * views * kept * config["num_hidden_layers"] * tokens * config["hidden_size"]
+    looking = pictures * kept * config["num_hidden_layers"] * tokens * config["hidden_size"]
     casts = _cast_copies(clip_vision.model, torch.float32, recompute)
-    return decoding + (looking + casts) * torch.float32.itemsize
+    return (looking + casts) * torch.float32.itemsize
 
 
-def must_recompute_pictures(vae, clip_vision, shape: Sequence[int], views: int) -> bool:
-    """Whether too little is free to keep all activations; as :func:`must_recompute`."""
-    free = cast(float, comfy.model_management.get_free_memory(vae.device))
-    least = of_pictures(vae, clip_vision, shape, views, recompute=True)
-    if least > free:
-        raise ValueError(
-            f"tuning {shape[0]} latent(s) of {shape[-1]}x{shape[-2]} with {views} view(s) each needs about "
-            f"{_gigabytes(least)} beside the models and {_gigabytes(free)} are free: use a smaller picture, fewer at a "
-            "time or fewer views, or close other programs that hold memory."
-        )
-    return of_pictures(vae, clip_vision, shape, views, recompute=False) > free
+@dataclass(frozen=True)
+class ByClip:
+    """What tuning by CLIP takes: what is tuned, in words; bytes beside the models, with and without computing again."""
+
+    what: str
+    estimate: Callable[[bool], float]
+
+    def must_recompute(self, device: torch.device) -> bool:
+        """Whether too little is free to keep all activations; as :func:`must_recompute`."""
+        free = cast(float, comfy.model_management.get_free_memory(device))
+        least = self.estimate(True)
+        if least > free:
+            raise ValueError(
+                f"tuning {self.what} needs about {_gigabytes(least)} beside the models and {_gigabytes(free)} are "
+                f"free: {_SMALLER}."
+            )
+        return self.estimate(False) > free
+
+    def out_of_memory(self) -> OutOfMemory:
+        """As :func:`out_of_memory`."""
+        return OutOfMemory(f"out of memory with {self.what}: {_SMALLER}.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -201,14 +236,6 @@ def out_of_memory(model, rows: int, shape: Sequence[int], gradients: bool) -> Ou
         f"out of memory with {rows} latent(s) of {shape[-1]}x{shape[-2]} in one forward (about {_gigabytes(need)} with "
         "the model): use a smaller picture or fewer images at a time, close other programs that hold GPU memory, or "
         "run the model in 16 bit."
-    )
-
-
-def out_of_memory_pictures(shape: Sequence[int], views: int) -> OutOfMemory:
-    """As :func:`out_of_memory`, for latents that are tuned by CLIP."""
-    return OutOfMemory(
-        f"out of memory with {shape[0]} latent(s) of {shape[-1]}x{shape[-2]} and {views} view(s) of each: use a "
-        "smaller picture, fewer at a time or fewer views, or close other programs that hold GPU memory."
     )
 
 

@@ -39,8 +39,8 @@ def latent_out(family: ModelFamily, z: Tensor) -> dict:
     return {"samples": to_wire(z / family.latent_scale)}
 
 
-def latent_mask(mask: Tensor, images: int, shape: Sequence[int]) -> Tensor:
-    """A MASK ``[1 or images,H,W]`` at the latents' size, ``[1 or images,1,h,w]`` in 0..1; shape is (C,h,w).
+def mask_in(mask: Tensor, images: int, shape: Sequence[int]) -> Tensor:
+    """A MASK ``[1 or images,H,W]`` at the size of what it masks, ``[1 or images,1,h,w]`` in 0..1; shape ends in (h,w).
 
     Raises ValueError for another number of masks, for one without a pixel, NaN or infinity.
     """

@@ -17,6 +17,7 @@ from .report import BaretInversionReport
 from .sampler import BaretToSampler
 from .storage import BaretLoadInversion, BaretSaveInversion
 from .sweep import BaretEditSweep
+from .text_layer import BaretTextLayer
 from .transition import BaretTransitionEmbedding
 from .world import BaretWorldLoader, BaretWorldScene
 
@@ -37,6 +38,7 @@ NODES = [
     BaretModelGuidance,
     BaretTextDirection,
     BaretClipOptimise,
+    BaretTextLayer,
     BaretInversionReport,
     BaretEditMetrics,
     BaretEditSweep,

@@ -31,14 +31,7 @@ class BaretClipOptimise(io.ComfyNode):
             search_aliases=[*SEARCH_ALIASES, "StyleCLIP", "VQGAN-CLIP", "TediGAN", "CLIP guidance"],
             inputs=[
                 inputs.vae("turn the latent into the picture that CLIP looks at"),
-                io.ClipVision.Input(
-                    "clip_vision", tooltip="What looks at the picture: a CLIP vision model, such as ViT-L."
-                ),
-                io.Clip.Input(
-                    "clip",
-                    tooltip="What reads the texts: the same CLIP with its text projection, from Load CLIP with "
-                    "clip_l.safetensors. That of an SD1.x checkpoint has none.",
-                ),
+                *inputs.clip_halves(),
                 io.Latent.Input("latent", tooltip="The picture to change, encoded with this VAE."),
                 io.String.Input(
                     "text",
@@ -124,7 +117,7 @@ class BaretClipOptimise(io.ComfyNode):
         recipe = _recipe(preset, steps, strength, views)
         texts, weights = _texts(clip, clip_vision, text, negative_text)
         if mask is not None:
-            mask = wires.latent_mask(mask, len(start), start.shape[1:])
+            mask = wires.mask_in(mask, len(start), start.shape[1:])
         show = run.picture_progress(recipe.steps)
         every = max(1, recipe.steps // _PREVIEWS)
 

@@ -123,7 +123,7 @@ def run_edit(
     conditioning.require_options(embeddings)
     levels, images, *shape = trajectory.pivots.shape
     if mask is not None:
-        mask = wires.latent_mask(mask, images, shape)
+        mask = wires.mask_in(mask, images, shape)
     if on_step is None:
         on_step = run.progress(model, levels - 1)
 

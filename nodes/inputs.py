@@ -55,6 +55,18 @@ def vae(purpose: str) -> io.Input:
     return io.Vae.Input("vae", tooltip=f"The VAE of the checkpoint, to {purpose}.")
 
 
+def clip_halves() -> list[io.Input]:
+    """The two halves of one CLIP, for what compares pictures with texts."""
+    return [
+        io.ClipVision.Input("clip_vision", tooltip="What looks at the picture: a CLIP vision model, such as ViT-L."),
+        io.Clip.Input(
+            "clip",
+            tooltip="What reads the texts: the same CLIP with its text projection, from Load CLIP with "
+            "clip_l.safetensors. That of an SD1.x checkpoint has none.",
+        ),
+    ]
+
+
 def edit_sockets() -> list[io.Input]:
     """What an edit by embeddings needs."""
     return [edit_model(), trajectory(), embeddings()]

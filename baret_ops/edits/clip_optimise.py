@@ -5,28 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..predict import NotFinite
+from .clip_loss import Encoder, OnPictures, distances, tune
 from .cutouts import cutouts
 
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the updates, as in StyleCLIP
-
-
-class Encoder(Protocol):
-    """A picture encoder of CLIP. side: the pictures that it looks at are squares of so many pixels."""
-
-    side: int
-
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[R,D]`` of pictures ``[R,3,h,w]`` in 0..1, and the tokens ``[R,T,W]`` of its last layer but one.
-
-        Other pictures than squares of its side are resized and cropped to the middle. Differentiable.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +24,7 @@ class Recipe:
 
     with latents in units of the picture's own deviation, ``F`` the encoder's tokens, each of unit length.
 
-    distance: "cosine", ``1 - cos``, or "arc", ``2 arcsin(|a - b| / 2)^2`` of unit vectors, half the squared angle.
+    distance: as :func:`distances` names them.
     views: random cutouts of a picture in each update; 0 judges the picture as a whole. steps: updates. rate: of Adam.
     ramps: whether the rate rises at first and falls at last (StyleCLIP). clip, latent, pixel, perceptual: weights.
     """
@@ -93,7 +79,7 @@ def optimise(
     keep: float = 1.0,
     mask: Tensor | None = None,
     seed: int = 0,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnPictures | None = None,
 ) -> Optimised:
     """Tune ``latent [B,C,h,w]`` by ``recipe``; the pictures of a batch are independent problems.
 
@@ -106,33 +92,10 @@ def optimise(
         return Optimised(latent, latent.new_zeros(0, len(latent)))
     loss_of = _Loss(decode, encode, latent, texts, weights, recipe, keep, mask)
     moved = torch.zeros_like(latent).requires_grad_()
-    optimiser = torch.optim.Adam([moved])
     generator = torch.Generator().manual_seed(seed)
-    losses = []
-    for step in range(recipe.steps):
-        optimiser.param_groups[0]["lr"] = recipe.rate_at(step)
-        with torch.enable_grad():
-            pictures, loss = loss_of(moved, generator)
-            (moved.grad,) = torch.autograd.grad(loss.sum(), moved)
-        if not bool(torch.isfinite(loss).all() & torch.isfinite(moved.grad).all()):
-            raise NotFinite(
-                f"NaN or infinity appeared at update {step} of {recipe.steps}: run the VAE and CLIP in float32, or "
-                "lower the learning rate."
-            )
-        optimiser.step()
-        losses.append(loss.detach())
-        if on_step is not None:
-            on_step(step, pictures.detach())
-    return Optimised(loss_of.latent(moved).detach(), torch.stack(losses))
-
-
-def distances(images: Tensor, texts: Tensor, kind: str) -> Tensor:
-    """Distances ``[R,P]`` of embeddings ``[R,D]`` and ``[P,D]``, as :class:`Recipe` names them."""
-    images = torch.nn.functional.normalize(images, dim=-1)
-    texts = torch.nn.functional.normalize(texts, dim=-1)
-    if kind == "cosine":
-        return 1 - images @ texts.T
-    return 2 * ((images[:, None] - texts).norm(dim=-1) / 2).arcsin().square()
+    rates = [recipe.rate_at(step) for step in range(recipe.steps)]
+    losses = tune([moved], lambda step: loss_of(moved, generator), rates, on_step)
+    return Optimised(loss_of.latent(moved).detach(), losses)
 
 
 class _Loss:

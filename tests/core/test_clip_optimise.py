@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from baret_ops.edits.clip_optimise import RECIPES, Recipe, distances, optimise
+from baret_ops.edits.clip_loss import distances
+from baret_ops.edits.clip_optimise import RECIPES, Recipe, optimise
 from baret_ops.edits.cutouts import cutouts, homography
 from baret_ops.predict import NotFinite
 
