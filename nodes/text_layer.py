@@ -81,7 +81,7 @@ class BaretTextLayer(io.ComfyNode):
                     step=0.0005,
                     round=0.000001,
                     advanced=True,
-                    tooltip="How far one update goes at first; it falls by 1 % with each. Higher is faster and rougher.",
+                    tooltip="How far an update goes at first; it falls by 1 % with each. Higher is faster and rougher.",
                 ),
                 io.Int.Input(
                     "views",

@@ -178,7 +178,7 @@ class _Loss:
         self._encode, self._texts, self._how = encode, texts, how
 
     def __call__(self, network, example: Tensor, bootstrap: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The picture under the layer ``[1,3,h,w]``, and the loss ``[1]``. example: with the mask as its last channel."""
+        """The picture under the layer ``[1,3,h,w]``, and its loss ``[1]``. example: a mask may be its last channel."""
         how, picture = self._how, example[:, :3]
         colours, alpha = network(picture).split([3, 1], 1)
         layer = Layer(colours, alpha, alpha.new_zeros(0))
