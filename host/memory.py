@@ -65,13 +65,13 @@ Of this 2.8 and 0.8 are kept for backward (counted over SD1.5's decoder), the re
 _LOOKED_AT, _LOOKED_AT_RECOMPUTING = 40, 4
 """Numbers that a CLIP vision model keeps for backward, by layer, token and channel: 36 and 2 counted over ViT-L's."""
 
-_PAINTED = 45
+PAINTED = 45
 """Numbers that the network of a layer keeps for backward, by pixel and channel: 17 counted.
 
 Times 2.4 where an update sees the whole picture and an example of it, which is up to 1.2 times as wide and high.
 """
 
-_OF_A_NETWORK = 200
+OF_A_NETWORK = 200
 """Its weights, by channel squared: 140 counted for five levels."""
 
 _SMALLER = "use a smaller picture, fewer at a time or fewer views, or close other programs that hold memory"
@@ -177,8 +177,8 @@ def of_layer(clip_vision, size: Sequence[int], views: int, channels: int, recomp
 
     size: (H,W) of the picture. views: as in :func:`of_pictures`. channels: of the network that paints.
     """
-    kept = _PAINTED * channels * math.prod(size) * torch.float32.itemsize
-    return kept + _ADAM * _OF_A_NETWORK * channels**2 + _of_looking(clip_vision, views, recompute)
+    kept = PAINTED * channels * math.prod(size) * torch.float32.itemsize
+    return kept + _ADAM * OF_A_NETWORK * channels**2 + _of_looking(clip_vision, views, recompute)
 
 
 def _of_looking(clip_vision, pictures: int, recompute: bool) -> float:

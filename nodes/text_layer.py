@@ -169,11 +169,13 @@ class BaretTextLayer(io.ComfyNode):
 
 
 def _pictures(image: Tensor) -> Tensor:
-    """The pictures ``[B,3,H,W]`` of an IMAGE. Raises ValueError for what is too small to paint on."""
+    """The pictures ``[B,3,H,W]`` of an IMAGE. Raises ValueError for what cannot be painted on."""
     pictures = wires.pictures_in(image, "image").movedim(-1, 1).float()
     height, width = pictures.shape[-2:]
     if min(height, width) < LEAST_SIDE:
         raise ValueError(f"the picture is {width}x{height}; {LEAST_SIDE}x{LEAST_SIDE} pixels are the least.")
+    if not torch.isfinite(pictures).all():
+        raise ValueError("image holds NaN or infinity; run what made it in float32 (for a VAE --fp32-vae).")
     return pictures
 
 

@@ -382,7 +382,7 @@ def test_the_hosts_clip_is_differentiated_as_it_computes(transformer, drawn_worl
 
     for again in (False, True):
         with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-            patch.setattr(memory, "must_recompute_pictures", lambda *_, again=again: again)
+            patch.setattr(memory.ByClip, "must_recompute", lambda *_, again=again: again)
             with by_clip.tunable(drawn_world.vae, transformer, picture.shape, 1) as (decode, encode, place):
                 z = place(picture).requires_grad_()
                 with torch.enable_grad():
