@@ -197,11 +197,22 @@ def inputs_of(node: Node, info: dict) -> list[Input]:
             options = dict(rest[0]) if rest else {}
             if isinstance(type, list):  # the older form of a combo
                 type, options = "COMBO", {**options, "options": type}
-            found.append(Input(name, type, options, section == "optional"))
+            if type == "COMFY_AUTOGROW_V3":
+                found += _grown(node, name, options)
+            else:
+                found.append(Input(name, type, options, section == "optional"))
     unknown = node.inputs.keys() - {entry.name for entry in found}
     if unknown:
         raise ValueError(f"{node.type} has no input {', '.join(sorted(unknown))}")
     return found
+
+
+def _grown(node: Node, name: str, options: dict) -> list[Input]:
+    """The sockets of an input that grows: those that are given, and a free one as the frontend adds."""
+    template = options["template"]
+    ((type, *_),) = template["input"]["required"].values()
+    given = [key for key in node.inputs if key.startswith(f"{name}.")]
+    return [Input(f"{name}.{template['prefix']}{number}", type, {}, True) for number in range(len(given) + 1)]
 
 
 def slot_of(link: Link, info: dict) -> int:

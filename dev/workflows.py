@@ -55,6 +55,16 @@ WORLD_ETAS = {"eta_start": 0.4, "eta_end": 0.0}  # what docs/evidence.md chose f
 IMAGIC = {"text_updates": 100, "text_rate": 0.03, "updates": 150, "learning_rate": 0.0005, "rank": 8}
 IMAGIC_CFG = 3.0
 SINE = {"updates": 150, "learning_rate": 0.0005, "rank": 8}
+LAYER = {"steps": 100, "views": 8, "channels": 32}  # docs/clip.md
+SUBJECT = {
+    "steps": 150,
+    "batch_size": 1,
+    "learning_rate": 0.001,
+    "rank": 8,
+    "training_dtype": "fp32",
+    "lora_dtype": "fp32",
+    "gradient_checkpointing": False,
+}
 SINE_GUIDANCE = {"cfg": 7.5, "beta": 0.7, "end_percent": 0.8}
 
 # --- the parts that workflows share ---------------------------------------------------------------------------------
@@ -795,6 +805,146 @@ poses.""",
     return w
 
 
+def baret_layer() -> Workflow:
+    """A layer that CLIP paints over the picture, begun where the model looks for a word."""
+    w = Workflow(
+        "baret_layer",
+        "BARET 15 Text layer - paint over it",
+        """\
+*Text Layer*: CLIP paints over the picture, which stays as it is below. Write a colour or a texture, no pose.""",
+        "文本图层：CLIP 在图片上作画，下面的图片不变。写颜色或纹理，不写姿势。",
+    )
+    before = "a dog sitting"
+    w.stage("1 What is there", 210)
+    loader = w.add("BaretWorldLoader", folded=True)
+    described = w.add("CLIPTextEncode", "Text as it is", room=REMARK, clip=loader["clip"], text=before)
+    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
+    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
+    w.stage("2 Where it looks", FOLDED_WIDTH)
+    latent = w.add("VAEEncode", folded=True, pixels=scene["image"], vae=loader["vae"])
+    ttis = w.add(
+        "BaretTTISInversion",
+        folded=True,
+        model=loader["model"],
+        positive=described["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        latent=latent["LATENT"],
+        **WORLD_INVERSION,
+    )
+    looks = {"clip": loader["clip"], "vae": loader["vae"], "text": before, "words": "dog"}
+    maps = _edit(w, "BaretAttentionMaps", loader["model"], ttis, folded=True, **looks)
+    w.stage("3 Paint", 230)
+    layer = w.add(
+        "BaretTextLayer",
+        clip_vision=loader["clip_vision"],
+        clip=loader["clip"],
+        image=scene["image"],
+        text="red dog",
+        text_before="dog",
+        start_mask=maps["masks"],
+        **LAYER,
+    )
+    w.stage("4 Look", 400)
+    alpha = w.add("MaskToImage", folded=True, mask=layer["alpha"])
+    pictures = {"before": scene["image"], "after": layer["image"], "layer": layer["layer"], "alpha": alpha["IMAGE"]}
+    grid = _grid(w, pictures, 2)
+    w.add("SaveImage", "Before, after, layer, alpha", images=grid, filename_prefix="baret/layer", room=345, width=345)
+    return w
+
+
+def baret_subject() -> Workflow:
+    """A LoRA of a subject by the host's trainer, and an edit of a photo of it (DreamBooth's use with BARET)."""
+    w = Workflow(
+        "baret_subject",
+        "BARET 16 Your subject - teach it, edit it",
+        """\
+*Train LoRA* learns a dog in a colour that the model has no word for; so it keeps it in the edit. Your own: pictures \
+in place of *Subject*.""",
+        "先用几张图片训练 LoRA，让模型认识您的主体；编辑时它保持原样。",
+    )
+    w.stage("1 Teach", FOLDED_WIDTH)
+    loader = w.add("BaretWorldLoader", folded=True)
+    subject = w.put_subgraph(_subject())
+    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
+    latent = w.add("VAEEncode", folded=True, pixels=subject["photo"], vae=loader["vae"])
+    w.column(230)
+    learnt = w.put_subgraph(
+        _learning(),
+        model=loader["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        pictures=subject["pictures"],
+    )
+    w.add("SaveLoRA", folded=True, lora=learnt["lora"], steps=learnt["steps"], prefix="loras/subject")
+    w.stage("2 Write, run", 230)
+    target = w.add("CLIPTextEncode", "Target text", room=REMARK, clip=loader["clip"], text="a dog jumping")
+    source = Source(
+        model=learnt["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        image=subject["photo"],
+        target=target,
+        positive=target["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        latent=latent["LATENT"],
+        enlarged=4,
+        settings=WORLD_INVERSION,
+    )
+    ttis = _invert(w, source, folded=True)
+    auto = _edit(w, "BaretAutoEdit", source.model, ttis)
+    w.stage("3 Look", 440)
+    _looked_at(w, source, auto["edit"], "subject", room=235)
+    return w
+
+
+def _learning() -> Blueprint:
+    """A LoRA by the host's trainer, on pictures that share one text, and the model with it."""
+    w = Workflow("baret_learning", "Learn the subject", "A LoRA of the pictures.", "图片的 LoRA。", first=151)
+    model, clip, vae = Face("model"), Face("clip"), Face("vae")
+    w.stage("1 Learn", FOLDED_WIDTH)
+    text = w.add("CLIPTextEncode", "Text of the subject", folded=True, clip=clip, text=Face("text", "a dog"))
+    latents = w.add("VAEEncode", folded=True, pixels=Face("pictures"), vae=vae)["LATENT"]
+    w.column(FOLDED_WIDTH)
+    given = {"model": model, "latents": latents, "positive": text["CONDITIONING"]}
+    settings = {**SUBJECT, "steps": Face("steps", SUBJECT["steps"])}
+    trained = w.add("TrainLoraNode", folded=True, **given, **settings)
+    w.column(FOLDED_WIDTH)
+    tuned = w.add("LoraModelLoader", folded=True, model=model, lora=trained["lora"])["model"]
+    return Blueprint(
+        workflow=w,
+        faces=("model", "clip", "vae", "pictures", "text", "steps"),
+        outputs={"model": tuned, "lora": trained["lora"], "steps": trained["steps"]},
+        description="A LoRA learnt by ComfyUI's trainer from pictures that share one text, and the model with it.",
+    )
+
+
+def _subject() -> Blueprint:
+    """Pictures of an orange dog, which the drawn world has no word for: red and yellow ones, blended."""
+    w = Workflow("baret_orange_dog", "Subject", "An orange dog.", "橙色的狗。", first=101)
+    w.stage("1 Draw", 210)
+    drawn = {}
+    for place, pose, seed in (
+        ("meadow", "standing", 1),
+        ("beach", "sitting", 2),
+        ("wall", "lying", 3),
+        ("snow", "sitting", 14),
+    ):
+        what = {"animal": "dog", "pose": pose, "place": place, "seed": seed}
+        red, yellow = (w.add("BaretWorldScene", folded=True, colour=colour, **what) for colour in ("red", "yellow"))
+        blend = {"image1": red["image"], "image2": yellow["image"], "blend_factor": 0.5, "blend_mode": "normal"}
+        drawn[place] = w.add("ImageBlend", folded=True, **blend)["IMAGE"]
+        w.column(210)
+    *shown, photo = drawn.values()
+    grown = {f"images.image{number}": picture for number, picture in enumerate(shown)}
+    pictures = w.add("BatchImagesNode", folded=True, **grown)["IMAGE"]
+    return Blueprint(
+        workflow=w,
+        faces=(),
+        outputs={"pictures": pictures, "photo": photo},
+        description="Three pictures of an orange dog to learn from, and a fourth to edit.",
+    )
+
+
 def baret_blueprint() -> Blueprint:
     """The whole edit as one node."""
     w = Workflow("baret_blueprint", "BARET Edit", "The target text is the one on the node's face.")
@@ -857,6 +1007,8 @@ WORKFLOWS = (
     baret_imagic,
     baret_sine,
     baret_clip,
+    baret_layer,
+    baret_subject,
 )
 TITLES = {build.__name__: build().title for build in WORKFLOWS}
 

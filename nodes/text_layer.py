@@ -32,9 +32,7 @@ class BaretTextLayer(io.ComfyNode):
                 *inputs.clip_halves(),
                 io.Image.Input("image", tooltip="The picture to paint over. Each one of a batch gets its own layer."),
                 io.String.Input(
-                    "text",
-                    multiline=True,
-                    tooltip="What the picture is to show where it changes, without an article: red dog.",
+                    "text", tooltip="What the picture is to show where it changes, without an article: red dog."
                 ),
                 io.String.Input(
                     "text_before",
