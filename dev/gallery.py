@@ -24,8 +24,10 @@ EDITS = (
     ({"seed": 1}, "a dog on a beach"),
     ({"seed": 8}, "a cat"),
 )
-COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once", "baret_imagic", "baret_clip")
+COMPARISONS = ("baret_maps", "baret_compare", "baret_invert_once", "baret_imagic", "baret_clip", "baret_layer")
 """What they end in shows the picture as well."""
+IN_A_ROW = {"baret_clip": 3, "baret_layer": 4}
+"""Columns of the grids that are made wide, as a thumbnail is."""
 
 
 def edited(client, scene: dict, text: str) -> list[bytes]:
@@ -56,9 +58,9 @@ def thumbnail(client, name: str):
         by_edges = name == "baret_lora_controlnet"
         other = ImageOps.grayscale(picture).filter(ImageFilter.FIND_EDGES) if by_edges else written(text, picture.size)
         return beside([picture, other.convert("RGB")])
-    if name == "baret_clip":
+    if name in IN_A_ROW:
         (grid,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "BaretLabelledGrid")
-        grid["columns"] = 3  # one row: a thumbnail is wide
+        grid["columns"] = IN_A_ROW[name]
     pictures = [opened(data) for data in _before_and_after(client, prompt)]
     return ImageOps.contain(pictures[-1], (2 * SIDE, SIDE)) if name in COMPARISONS else beside(pictures)
 

@@ -57,7 +57,7 @@ IMAGIC_CFG = 3.0
 SINE = {"updates": 150, "learning_rate": 0.0005, "rank": 8}
 LAYER = {"steps": 100, "views": 8, "channels": 32}  # docs/clip.md
 SUBJECT = {
-    "steps": 150,
+    "steps": 300,
     "batch_size": 1,
     "learning_rate": 0.001,
     "rank": 8,
@@ -1023,8 +1023,11 @@ def _only(prompt: dict, class_type: str) -> str:
 
 
 def picture_of(prompt: dict) -> str:
-    """The id of the node whose first output is the picture of an example on the drawn world."""
-    return _only(prompt, "BaretWorldScene")
+    """The id of the node whose first output is the picture that an example on the drawn world edits."""
+    edited = [node for node in prompt.values() if node["class_type"].startswith("Baret") and "latent" in node["inputs"]]
+    encoded, _ = edited[0]["inputs"]["latent"]
+    picture, _ = prompt[encoded]["inputs"]["pixels"]
+    return picture
 
 
 def show_picture(prompt: dict) -> None:

@@ -33,11 +33,12 @@ GRAPHS = (
     "baret_imagic",
     "baret_sine",
     "baret_clip",
+    "baret_layer",
 )
 _OF_THE_HOST = {"MODEL", "CLIP", "VAE", "LATENT", "CONDITIONING", "IMAGE", "MASK", "CLIP_VISION"}
 """Wires in whose place the host lets anything be written; what comes of it is the same for every node of the host."""
 
-_SLOW = {*SHORT, "iterations", "effort", "views"}
+_SLOW = {*SHORT, "iterations", "effort", "views", "channels"}
 """Inputs whose greatest number is a long run, and nothing else."""
 
 

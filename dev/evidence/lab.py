@@ -147,13 +147,19 @@ class Batch:
 
 def make_batch(world: World, task: str, form: str, seed: int, count: int) -> Batch:
     """The first ``count`` scenes of a seed's endless list that a task can change; the same for both forms."""
-    source, target, changed = [], [], []
+    source, changes = [], []
     for number, scene in enumerate(scenes.sample(seed, 6 * count)):
         facts = _facts_to_change(scene, task, f"{seed} {task} {number}")
         if facts and len(source) < count:
             source.append(scene)
-            target.append(scenes.replace(scene, **facts))
-            changed.append(tuple(facts))
+            changes.append(facts)
+    return batch_of(world, task, form, source, changes)
+
+
+def batch_of(world: World, task: str, form: str, source: list, changes: list[dict[str, int]]) -> Batch:
+    """Scenes with the facts that each is to change, and their new values."""
+    target = [scenes.replace(scene, **facts) for scene, facts in zip(source, changes)]
+    changed = [tuple(facts) for facts in changes]
     drawn, _ = scenes.render(source)
     ideal, _ = scenes.render(target)
     latent = encode_pictures(world, drawn)

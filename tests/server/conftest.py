@@ -12,6 +12,8 @@ SHORTER = {
     "BaretImagic": {"text_updates": 3, "updates": 3},
     "BaretOneImageLoRA": {"updates": 3},
     "BaretClipOptimise": {"steps": 3},
+    "BaretTextLayer": {"steps": 3},
+    "TrainLoraNode": {"steps": 3},
 }
 """What example workflows are given here, so that they take seconds."""
 
