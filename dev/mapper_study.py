@@ -22,7 +22,7 @@ import workflows
 EDITS = {"pose": "lying", "colour": "red", "background": "snow"}
 LEARNT_FROM, SCORED = 7500, 7400  # seeds of the lists of scenes
 PAIRS, HELD_OUT = 12, 12
-UPDATES, RATES = 400, (0.01, 0.05)
+LEARNT = ((400, 0.01), (400, 0.05), (1600, 0.02))  # updates and their size
 STRENGTHS = (1.0, 1.5, 2.0)
 
 
@@ -35,7 +35,7 @@ class Study(clip_study.Study):
         source = [scene for scene in self.lab.scenes.sample(seed, 6 * count) if getattr(scene, fact) != value][:count]
         return self.lab.batch_of(self.world, task, "full", source, [{fact: value}] * count)
 
-    def residual(self, batch, rate: float):
+    def residual(self, batch, updates: int, rate: float):
         """What is added to each caption ``[1,T,D]``, learnt by Adam from a batch's drawings of what is to come."""
         import torch
 
@@ -48,7 +48,7 @@ class Study(clip_study.Study):
         def loop(predict, device):
             added = torch.zeros_like(captions[:1]).requires_grad_()
             optimiser = torch.optim.Adam([added], lr=rate)
-            for update in range(UPDATES):
+            for update in range(updates):
                 picture, caption = (each[update % len(batch)][None].clone() for each in (pictures, captions))
                 level = int(torch.randint(schedule.steps + 1, (1,), generator=generator))
                 noise = torch.randn(picture.shape, generator=generator)
@@ -98,9 +98,10 @@ class Study(clip_study.Study):
         for strength in STRENGTHS:
             moved = self.moved(batch, strength)[0][0]
             yield self.row(task, f"direction, {strength:g}", batch, self.edited(trajectory, embeddings, moved))
-        for rate in RATES:
-            target = captions + self.residual(learnt_from, rate)
-            yield self.row(task, f"residual, rate {rate:g}", batch, self.edited(trajectory, embeddings, target))
+        for updates, rate in LEARNT:
+            target = captions + self.residual(learnt_from, updates, rate)
+            name = f"residual, {updates} updates at {rate:g}"
+            yield self.row(task, name, batch, self.edited(trajectory, embeddings, target))
 
 
 def main() -> None:

@@ -815,7 +815,7 @@ def baret_layer() -> Workflow:
         "文本图层：CLIP 在图片上作画，下面的图片不变。写颜色或纹理，不写姿势。",
     )
     before = "a dog sitting"
-    w.stage("1 What is there", 210)
+    w.stage("1 Picture", 210)
     loader = w.add("BaretWorldLoader", folded=True)
     described = w.add("CLIPTextEncode", "Text as it is", room=REMARK, clip=loader["clip"], text=before)
     negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
@@ -858,15 +858,13 @@ def baret_subject() -> Workflow:
         "baret_subject",
         "BARET 16 Your subject - teach it, edit it",
         """\
-*Train LoRA* learns a dog in a colour that the model has no word for; so it keeps it in the edit. Your own: pictures \
-in place of *Subject*.""",
+Learns a dog of a colour that has no word, so that the edit keeps it. Your own pictures: in place of *Subject*.""",
         "先用几张图片训练 LoRA，让模型认识您的主体；编辑时它保持原样。",
     )
     w.stage("1 Teach", FOLDED_WIDTH)
     loader = w.add("BaretWorldLoader", folded=True)
-    subject = w.put_subgraph(_subject())
     negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
-    latent = w.add("VAEEncode", folded=True, pixels=subject["photo"], vae=loader["vae"])
+    subject = w.put_subgraph(_subject())
     w.column(230)
     learnt = w.put_subgraph(
         _learning(),
@@ -876,6 +874,7 @@ in place of *Subject*.""",
         pictures=subject["pictures"],
     )
     w.add("SaveLoRA", folded=True, lora=learnt["lora"], steps=learnt["steps"], prefix="loras/subject")
+    latent = w.add("VAEEncode", folded=True, pixels=subject["photo"], vae=loader["vae"])
     w.stage("2 Write, run", 230)
     target = w.add("CLIPTextEncode", "Target text", room=REMARK, clip=loader["clip"], text="a dog jumping")
     source = Source(

@@ -175,10 +175,13 @@ def of_pictures(vae, clip_vision, shape: Sequence[int], views: int, recompute: b
 def of_layer(clip_vision, size: Sequence[int], views: int, channels: int, recompute: bool) -> float:
     """Bytes that painting a layer by CLIP takes beside CLIP's weights: an estimate.
 
-    size: (H,W) of the picture. views: as in :func:`of_pictures`. channels: of the network that paints.
+    size: (H,W) of the picture. views: of each picture that is judged. channels: of the network that paints.
     """
     kept = PAINTED * channels * math.prod(size) * torch.float32.itemsize
-    return kept + _ADAM * OF_A_NETWORK * channels**2 + _of_looking(clip_vision, views, recompute)
+    looked_at = 2 * (
+        2 * views + 1
+    )  # the whole picture and an example: under the layer, over the screen, their structure
+    return kept + _ADAM * OF_A_NETWORK * channels**2 + _of_looking(clip_vision, looked_at, recompute)
 
 
 def _of_looking(clip_vision, pictures: int, recompute: bool) -> float:
