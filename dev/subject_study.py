@@ -5,7 +5,7 @@
 
 A subject is an animal in a colour that the drawn world has no word for: two of its colours, blended. ComfyUI's own
 trainer learns it from three pictures, and Auto Edit gives it another pose in a fourth. How far the colour is off is
-measured where the ideal result has the animal. Ten minutes of one core.
+measured where the edit has the animal, by the drawing that it is nearest to. Ten minutes of one core.
 """
 
 from __future__ import annotations
@@ -88,9 +88,14 @@ class Bench:
             auto = self.lab.PACK.call("BaretAutoEdit", model=model, trajectory=trajectory, embeddings=embeddings)
             edited = self.lab.decode(self.world, auto[0])
             (seen,) = self.reach.read(self.lab.scenes, scene, edited)
-            off = ((edited - ideal) * mask[..., None]).sum((0, 1, 2)) / mask.sum()
+            off = mean_colour(edited, self.lab.scenes.render([seen])[1]) - mean_colour(ideal, mask)
             found.append({"pose": seen.pose == self.index("pose", pose), "off": 255 * float(off.abs().mean())})
         return found
+
+
+def mean_colour(picture, mask):
+    """The mean ``[3]`` of a picture ``[1,H,W,3]`` where a mask ``[1,H,W]`` is."""
+    return (picture * mask[..., None]).sum((0, 1, 2)) / mask.sum()
 
 
 def row(name: str, found: list[dict]) -> str:

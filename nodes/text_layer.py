@@ -109,7 +109,7 @@ class BaretTextLayer(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("image", tooltip="The picture under the layer."),
+                io.Image.Output("image", tooltip="The picture with the layer over it."),
                 io.Image.Output("layer", tooltip="The colours of the layer, for ImageCompositeMasked with alpha."),
                 io.Mask.Output("alpha", tooltip="How much of the layer is seen at each pixel; black is the picture."),
             ],
