@@ -1,6 +1,7 @@
 """Make the README's strip, the templates' thumbnails and the help pages' pictures anew, by a real server.
 
-    python dev/gallery.py     # writes docs/edits.png, example_workflows/*.jpg and web/docs/*.png
+    python dev/gallery.py                # writes docs/edits.png, example_workflows/*.jpg and web/docs/*.png
+    python dev/gallery.py baret_layer    # these templates' thumbnails alone
 
 Each is a true output of the drawn world's model.
 """
@@ -140,16 +141,21 @@ def strips(client):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the README's pictures anew.")
+    parser.add_argument("names", nargs="*", metavar="TEMPLATE", help="these alone")
     comfyui.add_arguments(parser)
-    host = comfyui.enter(parser.parse_args())
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(workflows.TITLES):
+        parser.error(f"{min(unknown)} is not one of {', '.join(workflows.TITLES)}")
+    host = comfyui.enter(options)
     import comfy_server  # both need the host's interpreter
 
     OUT.parent.mkdir(exist_ok=True)
     with comfy_server.running(host, threads=1) as client:
+        for name in options.names or workflows.TITLES:
+            thumbnail(client, name).save(workflows.FOLDER / f"{workflows.TITLES[name]}.jpg", quality=88)
+        if options.names:
+            return
         strips(client).save(OUT)
-        for name, title in workflows.TITLES.items():
-            small = thumbnail(client, name)
-            small.save(workflows.FOLDER / f"{title}.jpg", quality=88)
         for name, data in looks(client).items():
             opened(data).save(HELP / f"{name}.png", optimize=True)
     print(OUT, *sorted([*workflows.FOLDER.glob("*.jpg"), *HELP.glob("*.png")]), sep="\n")
