@@ -61,10 +61,10 @@ def inputs_of(node, described, origin):
     values = iter(node["widgets_values"])
     for section in ("required", "optional"):
         for name in described["input_order"].get(section, []):
-            if name in sockets and name not in has_value:
+            kind, *options = described["input"][section][name]
+            if kind == "COMFY_AUTOGROW_V3" or (name in sockets and name not in has_value):
                 continue
             inputs.setdefault(name, next(values))
-            _, *options = described["input"][section][name]
             if options and options[0].get("image_upload"):
                 assert next(values) == "image"
             if options and options[0].get("control_after_generate"):
