@@ -52,10 +52,11 @@ def test_are_what_the_description_makes(client, installed):
 def inputs_of(node, described, origin):
     """A node's inputs as the frontend reads them: its links, then the values of its widgets in the schema's order.
 
-    origin: gives what a link comes from, as a queued workflow names it.
+    origin: gives what a link comes from, as a queued workflow names it; None for a dial on the outside of a subgraph.
     """
     sockets = {entry["name"]: entry["link"] for entry in node["inputs"]}
-    inputs = {name: origin(link) for name, link in sockets.items() if link is not None}
+    origins = {name: origin(link) for name, link in sockets.items() if link is not None}
+    inputs = {name: source for name, source in origins.items() if source is not None}
     # A widget that became a socket keeps a value, which its link overrides.
     has_value = {entry["name"] for entry in node["inputs"] if "widget" in entry}
     values = iter(node["widgets_values"])
@@ -87,7 +88,8 @@ def read_by_the_frontend(ui, info):
         """The origin of a link in the subgraph that a node is."""
         (link,) = (link for link in subgraphs[node["type"]]["links"] if link["id"] == number)
         if link["origin_id"] == canvas.INPUTS:
-            return outside(node["inputs"][link["origin_slot"]]["link"])
+            given = node["inputs"][link["origin_slot"]]["link"]
+            return None if given is None else outside(given)
         return [f"{node['id']}:{link['origin_id']}", link["origin_slot"]]
 
     def outside(number):
