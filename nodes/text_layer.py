@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -150,8 +152,8 @@ class BaretTextLayer(io.ComfyNode):
         show = run.picture_progress(steps * len(pictures))
         every = max(1, steps // _PREVIEWS)
 
-        def on_step(step: int, seen: Tensor) -> None:
-            show(to_pil(seen[0].movedim(0, -1)) if step % every == 0 else None)
+        def on_step(step: int, painted: Callable[[], Tensor]) -> None:
+            show(to_pil(painted()[0].movedim(0, -1)) if step % every == 0 else None)
 
         layers = []
         with by_clip.paintable(clip_vision, size, views, channels) as (encode, place):

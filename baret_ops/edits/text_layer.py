@@ -7,13 +7,13 @@ screen, fit their texts. The picture itself is never changed: where alpha is 0, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
-from .clip_loss import Encoder, OnPictures, distances, tune
+from .clip_loss import Encoder, distances, tune
 from .cutouts import cutouts
 from .layer_generator import LayerGenerator
 
@@ -100,7 +100,7 @@ class Layer:
 
     colours: Tensor
     alpha: Tensor
-    losses: Tensor
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def over(self, picture: Tensor) -> Tensor:
         """The layer over a picture or a colour ``[1,3,H,W]``."""
@@ -115,20 +115,24 @@ def paint_layer(
     *,
     mask: Tensor | None = None,
     seed: int = 0,
-    on_step: OnPictures | None = None,
+    on_step: Callable[[int, Callable[[], Tensor]], None] | None = None,
 ) -> Layer:
     """Paint a layer over ``picture [1,3,H,W]`` in 0..1; with no updates, one of alpha 0 in the picture's colours.
 
     mask: ``[1,1,H,W]`` in 0..1, where the layer is to be at first; None leaves that to the texts. seed: of the
-    network's first weights, of the examples and of the views. on_step: called with the number of each update and the
-    picture under the layer as it was before, in the size and place that the update saw. Raises NotFinite.
+    network's first weights, of the examples and of the views. on_step: called after each update with its number and a
+    function that gives the picture with the layer over it as it is then. Raises NotFinite.
     """
     if how.steps == 0:
-        return Layer(picture, torch.zeros_like(picture[:, :1]), picture.new_zeros(0))
+        return Layer(picture, torch.zeros_like(picture[:, :1]))
     network = LayerGenerator(min(picture.shape[-2:]), how.channels, seed).to(picture)
     loss_of = _Loss(encode, texts, how)
     generator = torch.Generator().manual_seed(seed)
     sources = picture if mask is None else torch.cat([picture, mask], 1)
+
+    def painted() -> Layer:
+        with torch.no_grad():
+            return Layer(*network(picture).split([3, 1], 1))
 
     def look(step: int) -> tuple[Tensor, Tensor]:
         seen = [_example(sources, generator)]
@@ -139,10 +143,9 @@ def paint_layer(
         return looks[-1][0], torch.stack([loss for _, loss in looks]).mean(0)
 
     rates = [how.rate_at(step) for step in range(how.steps)]
-    losses = tune(list(network.parameters()), look, rates, on_step)
-    with torch.no_grad():
-        colours, alpha = network(picture).split([3, 1], 1)
-    return Layer(colours, alpha, losses[:, 0])
+    report = on_step and (lambda step, _: on_step(step, lambda: painted().over(picture)))
+    losses = tune(list(network.parameters()), look, rates, report)
+    return replace(painted(), losses=losses[:, 0])
 
 
 def sparsity(alpha: Tensor) -> Tensor:
@@ -180,8 +183,7 @@ class _Loss:
     def __call__(self, network, example: Tensor, bootstrap: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The picture under the layer ``[1,3,h,w]``, and its loss ``[1]``. example: a mask may be its last channel."""
         how, picture = self._how, example[:, :3]
-        colours, alpha = network(picture).split([3, 1], 1)
-        layer = Layer(colours, alpha, alpha.new_zeros(0))
+        layer = Layer(*network(picture).split([3, 1], 1))
         edited = layer.over(picture)
         screened = layer.over(picture.new_tensor(SCREEN).view(1, 3, 1, 1))
         on_picture, on_screen, before = self._views(edited, screened, picture, generator)
@@ -192,9 +194,9 @@ class _Loss:
         loss = how.composition * composition
         loss = loss + how.screen * distances(on_screen, self._texts.layer, "arc").mean()
         loss = loss + how.structure * (self._structure(edited) - self._structure(picture).detach()).square().mean()
-        loss = loss + how.sparsity * sparsity(alpha)
+        loss = loss + how.sparsity * sparsity(layer.alpha)
         if example.shape[1] > 3:
-            loss = loss + bootstrap * (alpha - example[:, 3:]).square().mean()
+            loss = loss + bootstrap * (layer.alpha - example[:, 3:]).square().mean()
         return edited, loss
 
     def _views(self, edited: Tensor, screened: Tensor, picture: Tensor, generator: torch.Generator) -> tuple:

@@ -103,13 +103,20 @@ def test_the_published_settings():
     assert (how.views, how.channels) == (16, 128)
 
 
+def test_what_is_shown_is_the_whole_picture_under_the_layer():
+    shown = []
+    layer = paint(SMALL, on_step=lambda step, painted: shown.append((step, painted())))
+    assert [step for step, _ in shown] == [0, 1, 2]
+    assert torch.equal(shown[-1][1], layer.over(PICTURE)) and not torch.equal(shown[0][1], shown[1][1])
+
+
 def test_no_update_leaves_the_picture():
     layer = paint(replace(SMALL, steps=0))
     assert not layer.alpha.any() and torch.equal(layer.over(PICTURE), PICTURE) and len(layer.losses) == 0
 
 
 def test_where_alpha_is_0_the_picture_keeps_its_bits():
-    layer = text_layer.Layer(1 - PICTURE, MASK, torch.zeros(0))
+    layer = text_layer.Layer(1 - PICTURE, MASK)
     assert torch.equal(layer.over(PICTURE)[..., SIDE // 2 :], PICTURE[..., SIDE // 2 :])
     assert torch.equal(layer.over(PICTURE)[..., : SIDE // 2], layer.colours[..., : SIDE // 2])
 
