@@ -892,7 +892,7 @@ Learns a dog of a colour that has no word, so that the edit keeps it. Your own p
     ttis = _invert(w, source, folded=True)
     auto = _edit(w, "BaretAutoEdit", source.model, ttis)
     w.stage("3 Look", 440)
-    _looked_at(w, source, auto["edit"], "subject", room=235)
+    _looked_at(w, source, auto["edit"], "subject", room=205)
     return w
 
 
