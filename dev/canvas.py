@@ -270,6 +270,11 @@ def _outside(blueprint: Blueprint, faces: list[_Side], outputs: list[_Side]) -> 
 # --- nodes and their places -----------------------------------------------------------------------------------------
 
 
+def is_controlled(name: str, options: dict) -> bool:
+    """Whether the frontend adds a widget to a number that changes it after each run: where asked, and to all seeds."""
+    return bool(options.get("control_after_generate")) or name in ("seed", "noise_seed")
+
+
 def _node(node: Node, info: dict) -> dict:
     """A node with its widgets and outputs, without a place and without inputs."""
     described, entries = info[node.type], inputs_of(node, info)
@@ -306,14 +311,14 @@ def _values(entries: list[Input], node: Node) -> list:
         values.append(entry.value(node))
         if entry.options.get("image_upload"):
             values.append("image")  # the upload button is a widget of its own
-        if entry.options.get("control_after_generate"):
+        if is_controlled(entry.name, entry.options):
             values.append("fixed")  # so is what happens to a seed after a run
     return values
 
 
 def _classic_height(entries: list[Input]) -> int:
     """What a node's widgets take on the classic canvas, with the node's edges."""
-    rows = sum(1 + bool(e.options.get("image_upload")) + bool(e.options.get("control_after_generate")) for e in entries)
+    rows = sum(1 + bool(e.options.get("image_upload")) + is_controlled(e.name, e.options) for e in entries)
     texts = sum(bool(entry.options.get("multiline")) for entry in entries)
     return 24 * (rows - texts) + TEXT_HEIGHT * texts + 14
 

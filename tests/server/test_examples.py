@@ -68,7 +68,7 @@ def inputs_of(node, described, origin):
             inputs.setdefault(name, next(values))
             if options and options[0].get("image_upload"):
                 assert next(values) == "image"
-            if options and options[0].get("control_after_generate"):
+            if canvas.is_controlled(name, options[0] if options else {}):
                 assert next(values) == "fixed"
     assert list(values) == []
     return inputs
