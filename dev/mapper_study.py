@@ -31,7 +31,7 @@ class Study(clip_study.Study):
 
     def batch(self, task: str, seed: int, count: int):
         (fact,) = self.lab.TASKS[task]
-        value = self.lab.PACK.module("nodes.world")._CHOICES[fact].index(EDITS[task])
+        value = self.lab.VALUES[fact].index(EDITS[task])
         source = [scene for scene in self.lab.scenes.sample(seed, 6 * count) if getattr(scene, fact) != value][:count]
         return self.lab.batch_of(self.world, task, "full", source, [{fact: value}] * count)
 

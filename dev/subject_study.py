@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from pathlib import Path
 from statistics import fmean
 
 import comfyui
+import fine_tuning
 import workflows
 
 PLACES = ("meadow", "beach", "wall", "snow")  # of the three pictures to learn from, and of the photo
@@ -27,16 +26,8 @@ CHOSEN_ON = (("dog", "red", "yellow"), ("cat", "blue", "red"))
 TRIED = ({"steps": 75}, {"steps": 150}, {"steps": 300}, {"batch_size": 3, "steps": 100})
 
 
-class Bench:
-    """The drawn world in float32, and its subjects."""
-
-    def __init__(self):
-        sys.path.append(str(Path(__file__).resolve().parent / "evidence"))
-        import lab
-        import reach
-
-        self.lab, self.reach = lab, reach
-        self.world = lab.World(*lab.PACK.call("BaretWorldLoader")[:3], None)
+class Bench(fine_tuning.Bench):
+    """The same world, and its subjects."""
 
     def drawn(self, subject: tuple, seed: int, pose: str, place: str) -> tuple:
         """A picture of a subject ``[1,H,W,3]``, its mask, and the scene of its first colour."""
@@ -49,7 +40,7 @@ class Bench:
         return (pictures[0][0] + pictures[1][0]) / 2, pictures[0][2], self.lab.scenes.replace(scene, **facts)
 
     def index(self, fact: str, value: str) -> int:
-        return self.lab.PACK.module("nodes.world")._CHOICES[fact].index(value)
+        return self.lab.VALUES[fact].index(value)
 
     def learnt(self, subject: tuple, first: int, how: dict):
         """The model with a LoRA of three pictures of a subject."""

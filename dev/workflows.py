@@ -103,13 +103,18 @@ def _write(w: Workflow, text: str) -> tuple[Node, Node, Node]:
 
 
 def _world(
-    w: Workflow, text: str, then: tuple[str, int], shared_text: bool = False, both_texts: bool = False
+    w: Workflow,
+    text: str,
+    then: tuple[str, int],
+    shared_text: bool = False,
+    both_texts: bool = False,
+    as_it_is: bool = False,
 ) -> Source:
     """The first stage on the model that comes with the pack: it runs anywhere, in seconds.
 
     then: title and width of the second stage, which begins with the negative text and the picture's latent.
     shared_text: whether other nodes take the target text as well, so that it has a node of its own. both_texts: whether
-    the negative text stands in the first stage, where the second is full.
+    the negative text stands in the first stage, where the second is full. as_it_is: the text says what is there.
     """
 
     def add_negative() -> Node:
@@ -120,7 +125,8 @@ def _world(
     if shared_text:
         target = w.add("PrimitiveStringMultiline", "Target text", value=text)
     else:
-        target = encoded = w.add("CLIPTextEncode", "Target text", room=REMARK, clip=loader["clip"], text=text)
+        title = "Text as it is" if as_it_is else "Target text"
+        target = encoded = w.add("CLIPTextEncode", title, room=REMARK, clip=loader["clip"], text=text)
     if both_texts:
         negative = add_negative()
     scene = w.add("BaretWorldScene", "Your picture", **SCENE)
@@ -815,30 +821,17 @@ def baret_layer() -> Workflow:
         "文本图层：CLIP 在图片上作画，下面的图片不变。写颜色或纹理，不写姿势。",
     )
     before = "a dog sitting"
-    w.stage("1 Picture", 210)
-    loader = w.add("BaretWorldLoader", folded=True)
-    described = w.add("CLIPTextEncode", "Text as it is", room=REMARK, clip=loader["clip"], text=before)
-    negative = w.add("CLIPTextEncode", "Negative text", folded=True, clip=loader["clip"], text="")
-    scene = w.add("BaretWorldScene", "Your picture", **SCENE)
-    w.stage("2 Where it looks", FOLDED_WIDTH)
-    latent = w.add("VAEEncode", folded=True, pixels=scene["image"], vae=loader["vae"])
-    ttis = w.add(
-        "BaretTTISInversion",
-        folded=True,
-        model=loader["model"],
-        positive=described["CONDITIONING"],
-        negative=negative["CONDITIONING"],
-        latent=latent["LATENT"],
-        **WORLD_INVERSION,
-    )
-    looks = {"clip": loader["clip"], "vae": loader["vae"], "text": before, "words": "dog"}
-    maps = _edit(w, "BaretAttentionMaps", loader["model"], ttis, folded=True, **looks)
+    source = _world(w, before, then=("2 Where it looks", FOLDED_WIDTH), both_texts=True, as_it_is=True)
+    loader = source.model.node
+    ttis = _invert(w, source, folded=True)
+    looks = {"clip": source.clip, "vae": source.vae, "text": before, "words": "dog"}
+    maps = _edit(w, "BaretAttentionMaps", source.model, ttis, folded=True, **looks)
     w.stage("3 Paint", 230)
     layer = w.add(
         "BaretTextLayer",
         clip_vision=loader["clip_vision"],
-        clip=loader["clip"],
-        image=scene["image"],
+        clip=source.clip,
+        image=source.image,
         text="red dog",
         text_before="dog",
         start_mask=maps["masks"],
@@ -846,7 +839,7 @@ def baret_layer() -> Workflow:
     )
     w.stage("4 Look", 400)
     alpha = w.add("MaskToImage", folded=True, mask=layer["alpha"])
-    pictures = {"before": scene["image"], "after": layer["image"], "layer": layer["layer"], "alpha": alpha["IMAGE"]}
+    pictures = {"before": source.image, "after": layer["image"], "layer": layer["layer"], "alpha": alpha["IMAGE"]}
     grid = _grid(w, pictures, 2)
     w.add("SaveImage", "Before, after, layer, alpha", images=grid, filename_prefix="baret/layer", room=345, width=345)
     return w
@@ -1015,7 +1008,7 @@ TITLES = {build.__name__: build().title for build in WORKFLOWS}
 # --- examples in the form for programs, on other models and pictures --------------------------------------------------
 
 
-def _only(prompt: dict, class_type: str) -> str:
+def only(prompt: dict, class_type: str) -> str:
     """The id of the one node of a class."""
     (id,) = (id for id, node in prompt.items() if node["class_type"] == class_type)
     return id
@@ -1036,7 +1029,7 @@ def show_picture(prompt: dict) -> None:
 
 def show_reconstruction(prompt: dict) -> None:
     """Show the reconstruction alone as well, where it is decoded."""
-    reconstruction = [_only(prompt, "BaretTTISInversion"), 2]
+    reconstruction = [only(prompt, "BaretTTISInversion"), 2]
     (decode,) = (id for id, node in prompt.items() if node["inputs"].get("samples") == reconstruction)
     _show(prompt, "Reconstruction", decode)
 
@@ -1049,7 +1042,7 @@ def _show(prompt: dict, title: str, picture: str) -> None:
 
 def use_checkpoint(prompt: dict, name: str) -> None:
     """Put a checkpoint in place of the drawn world: both loaders give model, clip and vae in this order."""
-    prompt[_only(prompt, "BaretWorldLoader")].update(class_type="CheckpointLoaderSimple", inputs={"ckpt_name": name})
+    prompt[only(prompt, "BaretWorldLoader")].update(class_type="CheckpointLoaderSimple", inputs={"ckpt_name": name})
     for node in prompt.values():
         if node["class_type"] == "ImageScaleBy":
             node["inputs"]["scale_by"] = 1.0  # a photo is large enough to be looked at

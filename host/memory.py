@@ -178,9 +178,7 @@ def of_layer(clip_vision, size: Sequence[int], views: int, channels: int, recomp
     size: (H,W) of the picture. views: of each picture that is judged. channels: of the network that paints.
     """
     kept = PAINTED * channels * math.prod(size) * torch.float32.itemsize
-    looked_at = 2 * (
-        2 * views + 1
-    )  # the whole picture and an example: under the layer, over the screen, their structure
+    looked_at = 2 * (2 * views + 1)  # of the whole picture and of an example: both views and the structure
     return kept + _ADAM * OF_A_NETWORK * channels**2 + _of_looking(clip_vision, looked_at, recompute)
 
 

@@ -164,7 +164,7 @@ class BaretTextLayer(io.ComfyNode):
         remark(_told(layers))
         colours = torch.cat([wires.to_wire(layer.colours) for layer in layers])
         alpha = torch.cat([wires.to_wire(layer.alpha) for layer in layers])
-        edited = alpha * colours + (1 - alpha) * pictures.to(colours)
+        edited = Layer(colours, alpha).over(pictures.to(colours))
         return io.NodeOutput(edited.movedim(1, -1), colours.movedim(1, -1), alpha[:, 0])
 
 

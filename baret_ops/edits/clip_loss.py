@@ -11,9 +11,6 @@ from torch.nn.functional import normalize
 
 from ..predict import NotFinite
 
-OnPictures = Callable[[int, Tensor], None]
-"""Called with the number of each update and the pictures ``[B,3,H,W]`` before it."""
-
 
 class Encoder(Protocol):
     """A picture encoder of CLIP. side: the pictures that it looks at are squares of so many pixels."""
@@ -41,23 +38,24 @@ def distances(images: Tensor, texts: Tensor, kind: str) -> Tensor:
 
 def tune(
     tuned: Sequence[Tensor],
-    look: Callable[[int], tuple[Tensor, Tensor]],
+    loss_at: Callable[[int], Tensor],
     rates: Sequence[float],
-    on_step: OnPictures | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Change the ``tuned`` leaves in place by Adam, one update for each of ``rates``.
 
-    look: from the number of an update to the pictures ``[B,3,H,W]`` and their losses ``[B]``, whose sum goes down.
-    Returns the losses ``[S,B]`` before each update. Raises NotFinite.
+    loss_at: from the number of an update to the losses ``[B]``, whose sum goes down. on_step: called with it after the
+    update. Returns the losses ``[S,B]`` before each update. Raises NotFinite.
     """
     optimiser = torch.optim.Adam(tuned)
     losses = []
     for step, rate in enumerate(rates):
         optimiser.param_groups[0]["lr"] = rate
         with torch.enable_grad():
-            pictures, loss = look(step)
+            loss = loss_at(step)
             gradients = torch.autograd.grad(loss.sum(), tuned)
-        if not all(torch.isfinite(value).all() for value in (loss, *gradients)):
+        finite = torch.stack([torch.isfinite(value).all() for value in (loss, *gradients)])
+        if not finite.all():  # one look for all of them: each would wait for the card
             raise NotFinite(
                 f"NaN or infinity appeared at update {step} of {len(rates)}: run the VAE and CLIP in float32, or "
                 "lower the learning rate."
@@ -67,5 +65,5 @@ def tune(
         optimiser.step()
         losses.append(loss.detach())
         if on_step is not None:
-            on_step(step, pictures.detach())
+            on_step(step)
     return torch.stack(losses)

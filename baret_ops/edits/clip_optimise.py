@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .clip_loss import Encoder, OnPictures, distances, tune
+from .clip_loss import Encoder, distances, tune
 from .cutouts import cutouts
 
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the updates, as in StyleCLIP
@@ -79,7 +79,7 @@ def optimise(
     keep: float = 1.0,
     mask: Tensor | None = None,
     seed: int = 0,
-    on_step: OnPictures | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Optimised:
     """Tune ``latent [B,C,h,w]`` by ``recipe``; the pictures of a batch are independent problems.
 
@@ -94,7 +94,15 @@ def optimise(
     moved = torch.zeros_like(latent).requires_grad_()
     generator = torch.Generator().manual_seed(seed)
     rates = [recipe.rate_at(step) for step in range(recipe.steps)]
-    losses = tune([moved], lambda step: loss_of(moved, generator), rates, on_step)
+    pictures = latent
+
+    def loss_at(step: int) -> Tensor:
+        nonlocal pictures
+        pictures, loss = loss_of(moved, generator)
+        return loss
+
+    report = on_step and (lambda step: on_step(step, pictures.detach()))
+    losses = tune([moved], loss_at, rates, report)
     return Optimised(loss_of.latent(moved).detach(), losses)
 
 

@@ -134,17 +134,16 @@ def paint_layer(
         with torch.no_grad():
             return Layer(*network(picture).split([3, 1], 1))
 
-    def look(step: int) -> tuple[Tensor, Tensor]:
+    def loss_at(step: int) -> Tensor:
         seen = [_example(sources, generator)]
         if step % _WHOLE_EVERY == 0:
             seen.append(sources)
         share = how.bootstrap * (1 - (step + 1) / how.steps)
-        looks = [loss_of(network, example, share, generator) for example in seen]
-        return looks[-1][0], torch.stack([loss for _, loss in looks]).mean(0)
+        return torch.stack([loss_of(network, example, share, generator) for example in seen]).mean(0)
 
     rates = [how.rate_at(step) for step in range(how.steps)]
-    report = on_step and (lambda step, _: on_step(step, lambda: painted().over(picture)))
-    losses = tune(list(network.parameters()), look, rates, report)
+    report = on_step and (lambda step: on_step(step, lambda: painted().over(picture)))
+    losses = tune(list(network.parameters()), loss_at, rates, report)
     return replace(painted(), losses=losses[:, 0])
 
 
@@ -180,8 +179,8 @@ class _Loss:
     def __init__(self, encode: Encoder, texts: LayerTexts, how: Painting):
         self._encode, self._texts, self._how = encode, texts, how
 
-    def __call__(self, network, example: Tensor, bootstrap: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The picture under the layer ``[1,3,h,w]``, and its loss ``[1]``. example: a mask may be its last channel."""
+    def __call__(self, network, example: Tensor, bootstrap: float, generator: torch.Generator) -> Tensor:
+        """The loss ``[1]``. example: a mask may be its last channel."""
         how, picture = self._how, example[:, :3]
         layer = Layer(*network(picture).split([3, 1], 1))
         edited = layer.over(picture)
@@ -197,7 +196,7 @@ class _Loss:
         loss = loss + how.sparsity * sparsity(layer.alpha)
         if example.shape[1] > 3:
             loss = loss + bootstrap * (layer.alpha - example[:, 3:]).square().mean()
-        return edited, loss
+        return loss
 
     def _views(self, edited: Tensor, screened: Tensor, picture: Tensor, generator: torch.Generator) -> tuple:
         """The embeddings ``[views,D]`` of views of three pictures, changed alike."""

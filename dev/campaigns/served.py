@@ -59,21 +59,16 @@ def graph_of(name: str) -> dict:
     return graph
 
 
-def _first(graph: dict, class_type: str) -> str:
-    """The id of the first node of that class."""
-    return next(id for id, node in graph.items() if node["class_type"] == class_type)
-
-
 def loading(client: comfy_server.Client) -> dict:
     """An example workflow that loads its inversion and fits its picture: nodes that need a file or a photo."""
     graph = graph_of("baret_invert_once")
     run = client.run(graph)
     (saved,) = (file for output in run.outputs.values() for file in output.get("files", ()))
     loaded = {"file": f"{saved['subfolder']}/{saved['filename']} [output]"}
-    graph[_first(graph, "BaretTTISInversion")] = {"class_type": "BaretLoadInversion", "inputs": loaded}
-    picture = [_first(graph, "BaretWorldScene"), 0]
+    graph[workflows.only(graph, "BaretTTISInversion")] = {"class_type": "BaretLoadInversion", "inputs": loaded}
+    picture = [workflows.only(graph, "BaretWorldScene"), 0]
     graph["fitted"] = {"class_type": "BaretFitPicture", "inputs": {"image": picture, "megapixels": 0.05}}
-    graph[_first(graph, "BaretLabelledGrid")]["inputs"]["image_1"] = ["fitted", 0]
+    graph[workflows.only(graph, "BaretLabelledGrid")]["inputs"]["image_1"] = ["fitted", 0]
     return graph
 
 
