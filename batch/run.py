@@ -287,7 +287,7 @@ def main() -> None:
             print(error.code, file=sys.stderr)
             sys.exit(NOTHING_STARTED)
         raise
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # the results are written there as well
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, even where a shell has that ignored
     from journal import Busy
 
     try:

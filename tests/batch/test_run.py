@@ -185,14 +185,20 @@ def test_killed_at_any_moment_it_goes_on(here, results, squares, inverted, tmp_p
     assert sum(row["attempts"] for row in rows) <= 30 + 2, "only what was under way runs twice"
 
 
-def test_ctrl_c_writes_the_results(results, squares, inverted, tmp_path):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_stopped_it_writes_the_results(results, squares, inverted, tmp_path, ignored):
+    """Also where SIGINT is ignored, as in what a shell's script starts in the background."""
     from run import __file__ as command
 
     many = 2000  # for minutes, however late the signal comes on a busy machine
     squares(many)
     out = tmp_path / "out"
     arguments = ["squares", "--workflow", str(inverted), "--out", "out"]
-    process = started([sys.executable, command, *arguments], tmp_path)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        process = started([sys.executable, command, *arguments], tmp_path)  # which inherits that it is ignored
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert wait_for(lambda: there(out) >= 5, process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[0].decode()
