@@ -39,8 +39,9 @@ CREATE TABLE IF NOT EXISTS rows (
     report TEXT,
     choice TEXT,
     scores TEXT,                 -- JSON
-    pictures TEXT                -- JSON: [[name, bytes], ...]
+    pictures TEXT                -- JSON: [[name, bytes], ...]; of a waiting row those of an earlier run
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origin (source TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS next_row ON rows (image, text, settings, id) WHERE status = 'waiting' AND number NOTNULL;
 CREATE INDEX IF NOT EXISTS next_alike ON rows (text, settings, image) WHERE status = 'waiting' AND number NOTNULL;
 CREATE INDEX IF NOT EXISTS by_number ON rows (number, status) WHERE number NOTNULL;
@@ -82,7 +83,10 @@ class Journal:
         self._held: dict[str, tuple[object, str]] = {}  # id -> (who has it, its picture)
         self._last: dict[object, str] = {}  # who -> the picture of the last row
         folder.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=1)
+        try:
+            self._db = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=1)
+        except sqlite3.OperationalError as error:
+            raise ValueError(f"{folder / FILE} cannot be used: {error}") from None
         self._db.row_factory = sqlite3.Row
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -102,6 +106,20 @@ class Journal:
         with self._lock:
             self._db.close()
 
+    @property
+    def source(self) -> str | None:
+        """The folder or table that the rows came from the last time."""
+        with self._lock:
+            found = self._db.execute("SELECT source FROM origin").fetchone()
+        return found and found["source"]
+
+    @source.setter
+    def source(self, source: str) -> None:
+        with self._lock:
+            self._db.executescript("BEGIN IMMEDIATE; DELETE FROM origin;")
+            self._db.execute("INSERT INTO origin VALUES (?)", [source])
+            self._db.execute("COMMIT")
+
     # --- taking rows in -----------------------------------------------------------------------------------------------
 
     def adopt(
@@ -113,6 +131,8 @@ class Journal:
     ) -> None:
         """Make these the rows to be done. One that has ended stays so if its inputs and its pictures are as they were.
 
+        A picture that cannot be read now is taken for what it was: its share may not be mounted. What was made of a row
+        before lies there until something else is made of it.
         on_change: called with each place of the table where something else stands than the last time.
         All or nothing: what raises while it is read leaves the journal as it was.
         """
@@ -144,16 +164,16 @@ class Journal:
             return False
         if self._still_holds(before, row, workflow, retry_failed):
             return before["was"] == row.number
-        for name, _ in json.loads(before["pictures"] or "[]"):
-            (self.folder / PICTURES / name).unlink(missing_ok=True)
-        nothing = ", ".join(f"{name} = NULL" for name in _ENDED)
+        nothing = ", ".join(f"{name} = NULL" for name in _ENDED if name != "pictures")
         self._db.execute(f"UPDATE rows SET status = 'waiting', starts = 0, {nothing} WHERE id = ?", [row.id])
         return False
 
     def _still_holds(self, before: sqlite3.Row, row: Row, workflow: Workflow, retry_failed: bool) -> bool:
         if before["status"] == "failed" and retry_failed:
             return False
-        picture = before["picture"] if before["stamp"] == stamp(row.image) else hash_of(row.image)
+        now = stamp(row.image)
+        is_away = not now and row.image is not None and row.image.name == Path(before["image"]).name
+        picture = before["picture"] if is_away or before["stamp"] == now else hash_of(row.image)
         if workflow.key(row, picture) != before["key"]:
             return False
         return all(_size(self.folder / PICTURES / name) == size for name, size in json.loads(before["pictures"]))
@@ -231,10 +251,19 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             for row in ended:
                 values = asdict(row) | {"scores": json.dumps(row.scores), "pictures": json.dumps(row.pictures)}
+                self._remove_replaced(row)
                 self._db.execute(sql, [*(values[name] for name in columns), row.id])
             self._db.execute("COMMIT")
             for row in ended:
                 self._held.pop(row.id, None)
+
+    def _remove_replaced(self, ended: Ended) -> None:
+        """Remove what an earlier run made of a row under names that this one does not use."""
+        before = self._db.execute("SELECT pictures FROM rows WHERE id = ?", [ended.id]).fetchone()
+        now = {name for name, _ in ended.pictures}
+        for name, _ in json.loads(before["pictures"] or "[]"):
+            if name not in now:
+                (self.folder / PICTURES / name).unlink(missing_ok=True)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

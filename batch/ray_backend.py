@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -55,11 +56,13 @@ class RayRun:
 
     def _connect(self) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if self.options.ray == "local":
             cores = (self.options.workers or 1) + 1  # one to read the manifest with
             _patiently(lambda: ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet))
         else:
             ray.init(address=self.options.ray, **quiet)
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the run without its results
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

@@ -49,8 +49,8 @@ def write(journal: Journal) -> Path:
 
 def _records(journal: Journal) -> Iterator[dict]:
     for found in journal.results():
-        pictures = [name for name, _ in json.loads(found["pictures"] or "[]")]
         ended = found["status"] != "waiting"
+        pictures = [name for name, _ in json.loads(found["pictures"] or "[]")] if ended else []
         scores = json.loads(found["scores"] or "null")
         yield {
             **{name: found.get(name) for name in COLUMNS},

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ TABLES = (".csv", ".jsonl", ".parquet")
 OWN_COLUMNS = ("id", "image", "text")
 
 _ID = re.compile(r"[\w](?:[\w. -]*[\w-])?(?:/[\w](?:[\w. -]*[\w-])?)*")
-_LONGEST_ID = 180  # characters; names of files end at 255 bytes with most file systems
+_LONGEST_ID = 180  # bytes; names of files end at 255 bytes with most file systems
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def columns(source: Path) -> list[str]:
 def _of_folder(folder: Path, text: str | None, leave_out: Path | None) -> Iterator[Row]:
     """Every picture of a folder and those within it, by name. The id is the name without its ending.
 
-    Where a.jpg and a.png lie side by side, the later one keeps the ending in its id.
+    Where a.jpg and a.png lie side by side, the later one keeps the ending in its id. Raises ValueError for two pictures
+    of one name, and for a name that is not UTF-8.
     """
     taken: set[str] = set()
     for path in sorted(folder.rglob("*")):
@@ -74,21 +76,31 @@ def _of_folder(folder: Path, text: str | None, leave_out: Path | None) -> Iterat
         hidden = any(part.startswith(".") for part in within.parts)
         if hidden or path.suffix.lower() not in PICTURES or (leave_out and leave_out in path.parents):
             continue
+        if not _is_utf8(within):
+            raise ValueError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename that picture")
         id = _file_name(within.with_suffix("").as_posix())
-        if id in taken:
+        if id.casefold() in taken:  # some file systems know no capitals
             id = _file_name(within.as_posix())
-        if id in taken:
+        if id.casefold() in taken:
             raise ValueError(f"{path} and another picture would both be called {id}; rename one of them")
-        taken.add(id)
+        taken.add(id.casefold())
         yield Row(len(taken), id, path, text)
 
 
 def _file_name(name: str) -> str:
     """A name in which every character may stand in the name of a file."""
-    if _ID.fullmatch(name) and len(name) <= _LONGEST_ID:
+    if _ID.fullmatch(name) and len(name.encode()) <= _LONGEST_ID:
         return name
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100]
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("._-").encode()[:100].decode(errors="ignore")
     return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- a table ----------------------------------------------------------------------------------------------------------
@@ -98,15 +110,16 @@ def _of_table(table: Path, text: str | None) -> Iterator[Row]:
     seen: dict[bytes, int] = {}  # a digest of each id: of one size, however long ids are
     for number, record in enumerate(_records(table), 1):
         where = f"row {number} of {table.name}"
-        own = {name: str(record.pop(name, None) or "").strip() for name in OWN_COLUMNS}
+        cells = {name: record.pop(name, None) for name in OWN_COLUMNS}
+        own = {name: "" if value is None else str(value).strip() for name, value in cells.items()}
         settings = {name: value for name, value in record.items() if "." in name and value not in (None, "")}
         image = (table.parent / own["image"]) if own["image"] else None
         wanted = own["text"] or text
         if own["id"]:
             id = own["id"]
-            if not _ID.fullmatch(id) or len(id) > _LONGEST_ID:
+            if not _ID.fullmatch(id) or len(id.encode()) > _LONGEST_ID:
                 raise ValueError(
-                    f"the id of {where} is {id[:80]!r}; letters, digits and . _ - / fit, at most {_LONGEST_ID}"
+                    f"the id of {where} is {id[:80]!r}; letters, digits and . _ - / fit, at most {_LONGEST_ID} bytes"
                 )
         else:
             written = json.dumps([own["image"], wanted, settings], sort_keys=True, default=str)

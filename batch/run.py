@@ -17,12 +17,14 @@ import importlib.util
 import os
 import queue
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "dev"))  # what sets up, starts and asks ComfyUI is shared with the tools there
@@ -32,6 +34,9 @@ import rows  # noqa: E402
 import workflow  # noqa: E402
 
 ALL_DONE, SOME_FAILED, NOTHING_STARTED = 0, 1, 2
+STOPPED = "stopped; the same command goes on"
+SECONDS_TO_STOP = 25
+"""What all workers have together to end before the results are written: what stops a job waits 30 seconds or more."""
 
 
 # --- what was asked for ---------------------------------------------------------------------------------------------
@@ -55,8 +60,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--gpus-a-worker", type=float, metavar="N", help="with --ray: GPUs of each server (1 where there are any)")
     comfyui.add_arguments(parser)
     options = parser.parse_args(arguments)
+    options.names_out = options.out is not None
     if options.out is None:
-        options.out = Path(f"{options.source.resolve().stem}-edited")
+        source = options.source.resolve()
+        options.out = Path(f"{source.name if source.is_dir() else source.stem}-edited")
     try:
         check(options)
     except ValueError as error:
@@ -155,8 +162,9 @@ class Run:
             self.stopping.set()
             for worker in workers:
                 worker.stop()
+            deadline = time.monotonic() + SECONDS_TO_STOP
             for thread in threads:
-                thread.join(60)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _next(self):
         while True:
@@ -196,10 +204,17 @@ def carry_out(options: argparse.Namespace, host: comfyui.Host, found: workflow.W
     from worker import Settings
 
     with contextlib.closing(Journal(options.out)) as journal:
+        source = str(options.source.resolve())
+        if not options.names_out and journal.source not in (None, source):
+            raise ValueError(
+                f"{options.out} holds the edits of {journal.source}; "
+                f"give --out another folder, or --out {options.out} to go on in this one"
+            )
         sweep(options.out)
         inside = options.out.resolve() if options.source.is_dir() else None
         read = rows.read(options.source.resolve(), options.text, inside)
         journal.adopt(read, found, options.retry_failed, lambda number: sheet.discard(options.out, number))
+        journal.source = source
         total = sum(journal.counts().values())
         if not total:
             raise ValueError(f"{options.source} has no rows")
@@ -239,7 +254,7 @@ def _run_rows(options: argparse.Namespace, journal, settings, total: int) -> tup
                     bar.update()
                     _make_sheet(journal, sheet.page_of(journal.place(one.id)), total)
         except KeyboardInterrupt:
-            bar.write("stopped; the same command goes on", file=sys.stderr)
+            bar.write(STOPPED, file=sys.stderr)
         return ran, run.trouble
 
 
@@ -288,14 +303,38 @@ def main() -> None:
             sys.exit(NOTHING_STARTED)
         raise
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, even where a shell has that ignored
+    from comfy_server import ServerError
     from journal import Busy
 
-    try:
-        require_ray(options)
-        sys.exit(carry_out(options, host, workflow_of(options)))
-    except (ValueError, OSError, Busy) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(NOTHING_STARTED)
+    with contextlib.redirect_stdout(_Unheard(sys.stdout)), contextlib.redirect_stderr(_Unheard(sys.stderr)):
+        try:
+            require_ray(options)
+            sys.exit(carry_out(options, host, workflow_of(options)))
+        except (ValueError, OSError, Busy, ServerError, sqlite3.Error) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(NOTHING_STARTED)
+        except KeyboardInterrupt:
+            print(STOPPED, file=sys.stderr)
+            sys.exit(SOME_FAILED)
+
+
+class _Unheard:
+    """A stream whose other end may be gone, as `tee` is after Ctrl-C: the results are written nonetheless."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 if __name__ == "__main__":

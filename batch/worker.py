@@ -8,7 +8,7 @@ import io
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Settings:
 
 
 class Unusable(RuntimeError):
-    """The server cannot be started."""
+    """The server cannot be started, or what it made cannot be written."""
 
 
 class Stopped(RuntimeError):
@@ -93,7 +93,7 @@ class Worker:
     # --- the server ---------------------------------------------------------------------------------------------------
 
     def start(self) -> Client:
-        """The server, started where none runs. Raises Unusable."""
+        """The server, started where none runs. Raises Unusable, and Stopped where the run ended meanwhile."""
         if self._client is None:
             s = self.settings
             checkpoints = [s.checkpoint] if s.checkpoint else []
@@ -104,6 +104,9 @@ class Worker:
             except _GONE as error:
                 raise Unusable(str(error)) from None
             self._client.patience = min(self._client.patience, s.stall)
+            if self.stopping.is_set():
+                self.stop()
+                raise Stopped
         return self._client
 
     def stop(self) -> None:
@@ -117,7 +120,8 @@ class Worker:
     def run(self, rows: Sequence[Row]) -> tuple[list[Ended], list[Row]]:
         """Run rows of one text and one group of settings; returns how they ended, and those to be tried later.
 
-        Raises Unusable where the server cannot be started again, Stopped where it was stopped on purpose.
+        Raises Unusable where the server cannot be started again or a file cannot be written, Stopped where it was
+        stopped on purpose.
         """
         for attempt in range(RETRIES + 1):
             try:
@@ -192,7 +196,8 @@ class Worker:
         known_by = digest(data)
         path = client.work / "input" / (known_by + row.image.suffix.lower())
         if not path.exists():
-            path.write_bytes(data)
+            with _writing(path):
+                path.write_bytes(data)
         opaque = "A" not in bands and "transparency" not in picture.info
         return _Loaded(row, path.name, stamp(row.image), known_by, size, opaque)
 
@@ -254,7 +259,8 @@ class Worker:
                 source = client.work / wanted / entry["subfolder"] / entry["filename"]
                 name = f"{rows[number].id}{title}{f'.{copy + 1}' if copy else ''}{source.suffix}"
                 data = source.read_bytes()
-                write_whole(self.settings.out / PICTURES / name, data)
+                with _writing(self.settings.out / PICTURES / name) as path:
+                    write_whole(path, data)
                 written[number].append((name, len(data)))
         return written
 
@@ -271,6 +277,15 @@ class Worker:
 
 class _CannotBeSplit(RuntimeError):
     """A batch whose pictures cannot be told apart."""
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Turn a disk's refusal into Unusable: it is no fault of the row's, nor of the server's."""
+    try:
+        yield path
+    except OSError as error:
+        raise Unusable(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _files_of(output: dict) -> list[dict]:

@@ -40,6 +40,9 @@ PACK_NAME = "ComfyUI-BARET"
 WITH_PARENT = Path(__file__).resolve().parent / "with_parent.py"
 PROBE = "BaretTTISInversion"  # ComfyUI skips a pack that fails to import with one warning: this node tells
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine's server
+_OF_A_RUN = ("executing", "executed", "progress", "progress_state", "status")  # and execution_...; packs send others
+
 SECONDS_TO_END = 15
 """What a server has to end properly before it is killed."""
 
@@ -114,6 +117,14 @@ class Run:
     cached: set[str] = field(default_factory=set)
     outputs: dict[str, dict] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+
+    def concerns(self, event: Event) -> bool:
+        """Whether an event is of this run: not of an earlier one, nor what another pack sends of its own accord."""
+        if not isinstance(event, dict):
+            return True
+        kind, data = event["type"], event["data"]
+        is_of_a_run = kind in _OF_A_RUN or kind.startswith("execution_")
+        return is_of_a_run and data.get("prompt_id") in (None, self.prompt_id)
 
     def take(self, event: Event) -> None:
         """Note down one event."""
@@ -241,7 +252,7 @@ class Client:
 
     def _request(self, path: str, body: bytes | None = None, kind: str = "") -> bytes:
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if kind else {})
-        with urllib.request.urlopen(request, timeout=self.patience) as answer:
+        with _DIRECT.open(request, timeout=self.patience) as answer:
             return answer.read()
 
     # --- running a workflow -----------------------------------------------------------------------------------------
@@ -257,16 +268,24 @@ class Client:
 
         on_event: called with each event, preview and remark as it comes.
         timeout: seconds, after which the run is cancelled.
-        stall: seconds without any event, after which the server is given up, in place of a timeout.
+        stall: seconds without any event of the run, after which the server is given up, in place of a timeout.
         Raises PromptRejected, ExecutionFailed, Interrupted, TimeoutError, Stalled.
         """
         run = Run(self.queue(prompt))
         failure: Exception | None = None
-        deadline = time.monotonic() + timeout
+        limit = timeout if stall is None else stall
+        deadline = time.monotonic() + limit
         while True:
-            event = self._next_event(deadline, timeout) if stall is None else self._sign_of_life(stall)
-            if isinstance(event, dict) and event["data"].get("prompt_id") not in (None, run.prompt_id):
-                continue  # the tail of an earlier run
+            try:
+                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise self._too_long(limit, stall is not None) from None
+            if event is None:
+                raise ServerError("The server closed the connection while the workflow ran.")
+            if not run.concerns(event):
+                continue
+            if stall is not None:
+                deadline = time.monotonic() + stall
             if on_event:
                 on_event(event)
             run.take(event)
@@ -278,25 +297,12 @@ class Client:
                     raise failure
                 return run
 
-    def _next_event(self, deadline: float, timeout: float) -> Event:
-        try:
-            event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            self.interrupt()
-            raise TimeoutError(f"The workflow did not end within {timeout:.0f} s.") from None
-        return self._from_server(event)
-
-    def _sign_of_life(self, stall: float) -> Event:
-        try:
-            return self._from_server(self._events.get(timeout=stall))
-        except queue.Empty:
-            raise Stalled(f"The server gave no sign of progress for {stall:.0f} s.") from None
-
-    @staticmethod
-    def _from_server(event: Event | None) -> Event:
-        if event is None:
-            raise ServerError("The server closed the connection while the workflow ran.")
-        return event
+    def _too_long(self, seconds: float, is_stall: bool) -> Exception:
+        """What a run ends in that did not end, or gave no sign, for so long."""
+        if is_stall:
+            return Stalled(f"The server gave no sign of progress for {seconds:.0f} s.")
+        self.interrupt()
+        return TimeoutError(f"The workflow did not end within {seconds:.0f} s.")
 
 
 def _failure(event: dict) -> Exception | None:
@@ -417,7 +423,7 @@ def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float 
                 f"ComfyUI ended with code {process.returncode} while starting; its log ends:\n{_tail(log)}"
             )
         try:
-            with urllib.request.urlopen(f"{url}/system_stats", timeout=5):
+            with _DIRECT.open(f"{url}/system_stats", timeout=5):
                 return
         except OSError:
             time.sleep(0.2)
@@ -426,9 +432,15 @@ def _wait_until_up(process: subprocess.Popen, url: str, log: Path, limit: float 
 
 @functools.cache
 def accelerators(host: comfyui.Host) -> int:
-    """How many GPUs the host's torch sees; ComfyUI does not start without one unless it is told `--cpu`."""
+    """How many GPUs the host's torch sees; ComfyUI does not start without one unless it is told `--cpu`.
+
+    Raises ServerError where torch does not import.
+    """
     code = "import torch; print(getattr(torch, 'accelerator', torch.cuda).device_count())"
-    return int(subprocess.run([str(host.python), "-c", code], capture_output=True, check=True, text=True).stdout)
+    result = subprocess.run([str(host.python), "-c", code], capture_output=True, text=True)
+    if result.returncode:
+        raise ServerError(f"{host.python} cannot import torch: {comfyui.last_line(result)}")
+    return int(result.stdout)
 
 
 def _free_port() -> int:

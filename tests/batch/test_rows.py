@@ -1,6 +1,8 @@
 """What a folder or a table is read as, and what is said of one that cannot be."""
 
 import json
+import os
+import sys
 
 import pytest
 
@@ -28,6 +30,28 @@ def test_a_folder_gives_its_pictures_by_name(read, tmp_path):
     assert found[3].id.startswith("d_e-"), "no character that a file's name cannot have"
     assert [row.number for row in found] == [1, 2, 3, 4, 5] and found[4].id == "sub/c"
     assert found[0].image == tmp_path / "in" / "a.jpg" and found[0].text == "a cat"
+
+
+def test_names_that_file_systems_do_not_take_apart(read, tmp_path):
+    long = "\u72d7" * 80  # of 240 bytes
+    (tmp_path / "in").mkdir()
+    for name in ("IMG_1.JPG", "img_1.png", f"{long}.png"):
+        (tmp_path / "in" / name).touch()
+    first, second, third = read("in")
+    assert (first.id, second.id) == ("IMG_1", "img_1.png")
+    assert third.id.startswith("\u72d7") and len(third.id.encode()) < 180
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a name of other bytes than UTF-8's")
+def test_a_name_that_is_not_utf_8(read, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).touch()
+    with pytest.raises(ValueError, match=r"caf\\xe9.png' is not UTF-8; rename that picture"):
+        read("in")
+
+
+def test_an_id_of_0_is_an_id(read):
+    assert read("t.jsonl", '{"id": 0, "image": "a.png"}\n')[0].id == "0"
 
 
 def test_a_table_in_three_forms(read, tmp_path):

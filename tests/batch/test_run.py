@@ -1,12 +1,14 @@
 """The command from its start to its results, on real servers."""
 
 import contextlib
+import errno
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -185,24 +187,26 @@ def test_killed_at_any_moment_it_goes_on(here, results, squares, inverted, tmp_p
     assert sum(row["attempts"] for row in rows) <= 30 + 2, "only what was under way runs twice"
 
 
-@pytest.mark.parametrize("ignored", [False, True])
-def test_stopped_it_writes_the_results(results, squares, inverted, tmp_path, ignored):
-    """Also where SIGINT is ignored, as in what a shell's script starts in the background."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_stopped_it_writes_the_results(results, squares, inverted, tmp_path, alone):
+    """Also where SIGINT is ignored, as in what a shell's script starts in the background, and where nobody listens."""
     from run import __file__ as command
 
     many = 2000  # for minutes, however late the signal comes on a busy machine
     squares(many)
     out = tmp_path / "out"
     arguments = ["squares", "--workflow", str(inverted), "--out", "out"]
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN if alone else signal.default_int_handler)
     try:
         process = started([sys.executable, command, *arguments], tmp_path)  # which inherits that it is ignored
     finally:
         signal.signal(signal.SIGINT, handler)
     assert wait_for(lambda: there(out) >= 5, process)
+    if alone:
+        process.stdout.close()  # as `tee` ends with Ctrl-C
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 1 and "the same command goes on" in said, said
+    said = "" if alone else process.communicate(timeout=120)[0].decode()
+    assert process.wait(120) == 1 and (alone or "the same command goes on" in said), said
     rows = results(out)
     done = [row for row in rows if row["status"] == "done"]
     assert len(rows) == many and 4 <= len(done) < many
@@ -258,6 +262,68 @@ def test_a_server_that_hangs_is_restarted(worker, squares, monkeypatch):
     (ended,), later = hanging.run([a_row(image)])
     assert ended.status == "done" and later == [] and "is gone" in hanging.said[0]
     assert not server.is_running()
+
+
+def test_what_another_pack_sends_is_no_sign_of_life(server, monkeypatch):
+    import comfy_server
+
+    def sends(client, prompt):
+        for number in range(20):
+            data = {"load": number} if number % 2 else ["a list"]
+            threading.Timer(number / 5, client._events.put, [{"type": "pack.monitor", "data": data}]).start()
+        return "a run"
+
+    monkeypatch.setattr(comfy_server.Client, "queue", sends)
+    began = time.monotonic()
+    with pytest.raises(comfy_server.Stalled, match="no sign of progress for 1 s"):
+        server.run({}, stall=1)
+    assert time.monotonic() - began < 3
+
+
+def test_a_proxy_is_not_asked_for_this_machine(server, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # one that was made before the proxy was named
+    assert server.object_info("BaretAutoEdit")
+
+
+def test_a_full_disk_is_no_fault_of_a_row(worker, server, squares, monkeypatch):
+    import worker as module
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_whole", full)
+    with pytest.raises(module.Unusable, match=r"x\.png cannot be written: No space left on device"):
+        worker(client=server).run([a_row(squares(1) / "0000.png")])
+
+
+def test_a_run_that_ends_while_its_server_starts(worker, server, squares, monkeypatch):
+    import comfy_server
+    import worker as module
+
+    starting = worker()
+
+    @contextlib.contextmanager
+    def running(*_, **__):
+        starting.stopping.set()
+        yield server
+
+    monkeypatch.setattr(comfy_server, "running", running)
+    with pytest.raises(module.Stopped):
+        starting.run([a_row(squares(1) / "0000.png")])
+
+
+def test_two_sources_do_not_share_a_folder_by_chance(here, squares, inverted, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        squares(1, f"{name}/photos")
+    done = here("one/photos", "--workflow", inverted)
+    assert done.returncode == 0, done.stderr
+    done = here("two/photos", "--workflow", inverted)
+    assert done.returncode == 2 and f"holds the edits of {tmp_path / 'one' / 'photos'}" in done.stderr
+    assert here("two/photos", "--workflow", inverted, "--out", "photos-edited").returncode == 0, "once it is said"
 
 
 def test_a_row_that_always_kills_its_server_is_given_up(worker, server, squares, monkeypatch):

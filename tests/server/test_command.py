@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import comfy_server
 import comfyui
 import edit as command
 import pytest
@@ -98,6 +100,31 @@ def test_options_fit_what_the_nodes_take():
         for node in nodes:
             (limits,) = (entry for entry in schemas[node]["inputs"] if entry["id"] == name)
             assert (least, most) == (limits["min"], limits["max"]), name
+
+
+def test_one_command_sets_up_at_a_time(tmp_path, capsys):
+    ends = []
+
+    def second():
+        with comfyui._alone(tmp_path):
+            ends.append("second")
+
+    with comfyui._alone(tmp_path):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(2)
+        ends.append("first")
+    other.join(30)
+    assert ends == ["first", "second"] and "another command sets up ComfyUI" in capsys.readouterr().err
+
+
+def test_a_torch_that_does_not_import(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'ImportError: libcudart is not there' >&2\nexit 1\n")
+    python.chmod(0o755)
+    host = comfyui.Host(tmp_path, python, "0")
+    with pytest.raises(comfy_server.ServerError, match="cannot import torch: ImportError: libcudart is not there"):
+        comfy_server.accelerators(host)
 
 
 def test_a_folder_that_is_no_comfyui(tmp_path):
