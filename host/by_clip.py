@@ -50,11 +50,16 @@ class Encoder:
 def require_latent(vae, latent: dict) -> Tensor:
     """The images ``[B,C,h,w]`` float32 of a LATENT for a VAE of pictures.
 
-    Raises ValueError for another shape, NaN or infinity, and for a VAE of something else.
+    Raises ValueError for another shape, NaN or infinity, an empty one, a noise mask, and for a VAE of something else.
     """
     vae.throw_exception_if_invalid()
     if vae.latent_dim != 2 or vae.output_channels != 3:
         raise ValueError("the VAE is not one of pictures; connect the VAE of an SD1.x or SD2.x checkpoint.")
+    if "noise_mask" in latent:
+        raise ValueError(
+            "the latent carries a noise mask, which is not heeded here; take Set Latent Noise Mask out, and connect "
+            "the mask to the mask input."
+        )
     samples = latent["samples"]
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != vae.latent_channels or 0 in samples.shape:
         shape = "nested" if samples.is_nested else f"of shape {list(samples.shape)}"
@@ -64,6 +69,8 @@ def require_latent(vae, latent: dict) -> Tensor:
         )
     if not torch.isfinite(samples).all():
         raise ValueError("the latent holds NaN or infinity; run the VAE in float32 (for example --fp32-vae).")
+    if (samples == samples.flatten(1)[:, :1, None, None]).flatten(1).all(1).any():
+        raise ValueError("the latent is empty, with nothing to begin at; encode a picture, or fill it with noise.")
     return samples.float()
 
 

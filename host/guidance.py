@@ -20,7 +20,7 @@ class ModelGuidance(comfy.samplers.CFGGuider):
 
     tuned: a MODEL made of ``model`` by more LoRAs, or one of another module; wrappers and attention patches that it
     carries are not heeded, the model's serve both. start, end: percents of the run, as the host's own.
-    Raises ValueError for a tuned model of the same module that is not made of ``model``.
+    Raises ValueError for a tuned model of the same module that is not made of ``model``, or has nothing beyond it.
     """
 
     def __init__(self, model, tuned, *, positive: list, caption: list, negative: list, cfg: float, beta: float):
@@ -30,7 +30,13 @@ class ModelGuidance(comfy.samplers.CFGGuider):
         self.set_cfg(cfg)
         if tuned.model is model.model:  # its weights can only be one model's at a time: the host changes them by hooks
             self.beside = None
-            caption = comfy.hooks.set_hooks_for_conditioning(caption, _hooks(_added_patches(model, tuned)))
+            added = _added_patches(model, tuned)
+            if not added:
+                raise ValueError(
+                    "tuned is the same model as model; connect what One-Image LoRA gives, or Load LoRA (not in bypass "
+                    "mode)."
+                )
+            caption = comfy.hooks.set_hooks_for_conditioning(caption, _hooks(added))
         else:
             self.beside = tuned
             caption = [[text, {**options, "additional_models": [tuned]}] for text, options in caption]

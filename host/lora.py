@@ -28,7 +28,7 @@ class Lora:
     def __init__(self, model, rank: int, seed: int):
         self._adapters: dict[str, nn.Module] = {}
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's: a card's is nobody's to seed anew
             for name, layer in _layers(unet_of(model)):
                 # Of the weight, no more than its shape is looked at.
                 shape = torch.empty(1).expand(layer.weight.shape)

@@ -168,7 +168,7 @@ def of_pictures(vae, clip_vision, shape: Sequence[int], views: int, recompute: b
     whether blocks are computed again on the way back.
     """
     decoded = _DECODED_RECOMPUTING if recompute else _DECODED
-    decoding = decoded * vae.memory_used_decode(shape, vae.vae_dtype)
+    decoding = decoded * shape[0] * vae.memory_used_decode(shape, vae.vae_dtype)  # the host's figure is of one
     return decoding + _of_looking(clip_vision, shape[0] * views, recompute)
 
 

@@ -124,7 +124,8 @@ class BaretClipOptimise(io.ComfyNode):
         def on_step(step: int, pictures: Tensor) -> None:
             show(to_pil(pictures[0].movedim(0, -1)) if step % every == 0 else None)
 
-        with by_clip.tunable(vae, clip_vision, start.shape, max(recipe.views, 1)) as (decode, encode, place):
+        looks = max(recipe.views, 1) + bool(recipe.perceptual)
+        with by_clip.tunable(vae, clip_vision, start.shape, looks) as (decode, encode, place):
             found = optimise(
                 decode,
                 encode,

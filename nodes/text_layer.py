@@ -76,7 +76,7 @@ class BaretTextLayer(io.ComfyNode):
                 io.Float.Input(
                     "learning_rate",
                     default=published.rate,
-                    min=0.0,
+                    min=published.least_rate,
                     max=1.0,
                     step=0.0005,
                     round=0.000001,

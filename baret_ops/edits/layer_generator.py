@@ -27,7 +27,7 @@ class LayerGenerator(nn.Module):
         super().__init__()
         levels = max(1, min(_LEVELS, (shorter_side // _LOWEST).bit_length() - 1))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's: a card's is nobody's to seed anew
             self.levels = _Level(3, channels, levels)
             self.out = nn.Conv2d(channels, 4, 1)
 

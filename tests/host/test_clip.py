@@ -285,6 +285,8 @@ def test_short_memory_computes_again_and_refuses_what_cannot_fit(optimise, scene
         memory.of_pictures(world.vae, world.clip_vision, shape, 2, recompute=again) for again in (False, True)
     )
     assert least < 0.7 * all_kept
+    four = memory.of_pictures(world.vae, world.clip_vision, (4, *shape[1:]), 2, recompute=False)
+    assert four > 3 * all_kept, "a picture of a batch takes what one takes"
     plenty = optimise(it.latent)
 
     def free(number):
@@ -328,6 +330,11 @@ def test_models_are_left_as_they_were(optimise, scene, drawn_world, own):
         ({"text": "a dog: 2000"}, "text holds 'a dog: 2000'; texts and numbers"),
         ({"latent": {"samples": torch.zeros(1, 16, 8, 8)}}, r"the latent is of shape \[1, 16, 8, 8\]; \[images,4,"),
         ({"latent": {"samples": torch.full((1, 4, 8, 8), torch.nan)}}, "the latent holds NaN or infinity"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "the latent is empty, with nothing to begin at"),
+        (
+            {"latent": {"samples": torch.rand(1, 4, 8, 8), "noise_mask": torch.ones(1, 8, 8)}},
+            "the latent carries a noise mask, which is not heeded here; take Set Latent Noise Mask out",
+        ),
         ({"mask": torch.zeros(2, 8, 8)}, r"2 masks came for 1 image\(s\)"),
         ({"clip_vision": SimpleNamespace(model_type="dinov2")}, "clip_vision is a dinov2; texts are compared"),
     ],

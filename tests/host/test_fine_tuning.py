@@ -268,6 +268,8 @@ def test_models_that_do_not_fit_are_told(guided, one_image_lora, model, make_mod
     tuned, _ = one_image_lora(model)
     with pytest.raises(ValueError, match="Model Guidance: tuned does not carry the LoRAs that model carries"):
         guided(tuned, model)
+    with pytest.raises(ValueError, match="tuned is the same model as model; connect what One-Image LoRA gives"):
+        guided(model, model.clone())
     with pytest.raises(ValueError, match="use two models of one family"):
         guided(model, make_model(v_prediction=True))
     with pytest.raises(ValueError, match="caption is 32 wide and the model's text is 24 wide"):
