@@ -30,6 +30,13 @@ class FineTuning:
     learning_rate: float
     patch: tuple[int, int] | None = None
 
+    def seen(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what an update sees of a latent of ``shape`` (...,h,w)."""
+        *others, height, width = shape
+        if self.patch is None:
+            return (*others, height, width)
+        return (*others, min(height, self.patch[0]), min(width, self.patch[1]))
+
     def __call__(
         self,
         predict: Predict,
@@ -51,7 +58,7 @@ class FineTuning:
         optimizer = torch.optim.Adam(tuned, lr=self.learning_rate)
         losses = []
         for update in range(self.updates):
-            seen = picture if self.patch is None else _random_patch(picture, self.patch, generator)
+            seen = picture if self.patch is None else _random_patch(picture, self.seen(picture.shape), generator)
             level = int(torch.randint(schedule.steps + 1, (1,), generator=generator))
             noise = torch.randn(seen.shape, generator=generator, dtype=seen.dtype).to(seen.device)
             sigma = schedule.sigma(level)
@@ -71,10 +78,10 @@ class FineTuning:
         return torch.stack(losses) if losses else torch.zeros(0)
 
 
-def _random_patch(picture: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A part of ``picture [1,C,h,w]``, no larger than ``size`` and anywhere in it."""
-    for side, length in enumerate(size, -2):
-        room = max(0, picture.shape[side] - length)
+def _random_patch(picture: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A part of ``picture [1,C,h,w]`` of the shape, anywhere in it."""
+    for side, length in enumerate(shape[-2:], -2):
+        room = picture.shape[side] - length
         start = int(torch.randint(room + 1, (1,), generator=generator))
         picture = picture.narrow(side, start, picture.shape[side] - room)
     return picture

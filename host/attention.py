@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
+import comfy.model_patcher
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ..baret_ops.attention import Hook, Hooks, Site, require_rows, require_tokens
 
@@ -18,6 +21,18 @@ def unet_of(model) -> Any:
     """The UNet of a MODEL, without torch.compile's wrapper."""
     unet = getattr(model.model, "diffusion_model", None)
     return getattr(unet, "_orig_mod", unet)
+
+
+def uncompiled(options: dict) -> dict:
+    """Model options without the wrapper that puts torch.compile's UNet in the place of the UNet.
+
+    The host's node has the compiler overlook the transformer options, so that a compiled UNet goes on with the
+    attention of the run that it was compiled in, whatever is shared or replaced in a later one.
+    """
+    options = comfy.model_patcher.create_model_options_clone(options)
+    wrappers = options.get("transformer_options", {}).get("wrappers", {})
+    wrappers.get(WrappersMP.APPLY_MODEL, {}).pop(COMPILE_KEY, None)
+    return options
 
 
 def blocks_of(model) -> dict[Block, bool]:

@@ -114,17 +114,15 @@ def _differentiable(clip_vision, patchers: list, modules: list, device, need: me
     patchers, modules = [*patchers, clip_vision.patcher], [*modules, clip_vision.model]
     kept = math.ceil(need.estimate(False))
     comfy.model_management.load_models_gpu(patchers, memory_required=kept, force_full_load=True)
-    recompute = need.must_recompute(device)
 
     def place(value: Tensor) -> Tensor:
         return value.to(device).clone()
 
     try:
-        with (
-            gradients.weights_in_place(patchers),
-            gradients.differentiable(modules[0], modules[1:], recompute=recompute, patched=False),
-        ):
-            yield place
+        with gradients.weights_in_place(patchers):
+            recompute = need.must_recompute(device)  # asked here, where the weights have taken their part
+            with gradients.differentiable(modules[0], modules[1:], recompute=recompute, patched=False):
+                yield place
     except Exception as error:
         if not memory.is_out_of_memory(error):
             raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterable
+
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -82,10 +85,14 @@ def _holds_projection(clip) -> bool:
         return True
     try:
         return any(_PROJECTION in key for path in files for key in _keys(path))
-    except (SafetensorError, OSError, TypeError):
+    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, TypeError):
         return True
 
 
-def _keys(path: str) -> list[str]:
+def _keys(path: str) -> Iterable[str]:
+    """The names of the weights in a file of either kind that the host loads, without reading the weights."""
+    if not path.lower().endswith((".safetensors", ".sft")):
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return weights.get("state_dict", weights)
     with safe_open(path, framework="pt") as file:
         return file.keys()  # noqa: SIM118 - the file is no dict

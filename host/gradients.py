@@ -17,7 +17,6 @@ import torch
 from comfy.clip_model import CLIPLayer
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.weight_adapter.bypass import BypassForwardHook
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -374,9 +373,9 @@ def runs_other_code(model, conds: dict[str, list[dict]], options: dict) -> bool:
 
 
 def _is_wrapped(wrappers: dict[str, dict[str | None, list]]) -> bool:
-    """Whether other packs' wrappers are there. The host's own for compiled models runs the UNet and nothing else."""
+    """Whether other packs' wrappers are there."""
     keys = [key for kind in wrappers.values() for key, wrapped in kind.items() if wrapped]
-    return any(key not in (WRAPPER_KEY, COMPILE_KEY) for key in keys)
+    return any(key != WRAPPER_KEY for key in keys)
 
 
 def _brings_code(entry: dict) -> bool:

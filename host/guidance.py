@@ -9,6 +9,7 @@ import comfy.hooks
 import comfy.samplers
 
 from ..baret_ops.transition import blend
+from .attention import uncompiled
 
 
 class ModelGuidance(comfy.samplers.CFGGuider):
@@ -62,11 +63,15 @@ class ModelGuidance(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
         positive, negative = self.conds["positive"], self.conds["negative"]
         edit, null = comfy.samplers.calc_cond_batch(self.inner_model, [positive, negative], x, timestep, options)
-        tuned = self.inner_model if self.beside is None else self.beside.model
-        (kept,) = comfy.samplers.calc_cond_batch(tuned, [self.conds["caption"]], x, timestep, options)
+        (kept,) = self._by_tuned([self.conds["caption"]], x, timestep, options)
         cond = blend(edit, kept, self.beta)
         shown = {"model_options": options, "cond": positive, "uncond": negative}  # to nodes that replace guidance
         return comfy.samplers.cfg_function(self.inner_model, cond, null, self.cfg, x, timestep, **shown)
+
+    def _by_tuned(self, conds: list, x, timestep, options: dict) -> list:
+        if self.beside is None:
+            return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)
+        return comfy.samplers.calc_cond_batch(self.beside.model, conds, x, timestep, uncompiled(options))
 
 
 class _Patches(comfy.hooks.WeightHook):

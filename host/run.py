@@ -175,7 +175,7 @@ class _Run(comfy.samplers.Sampler):
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]: the host declares it without arguments
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        options = extra_args["model_options"]
+        options = attention.uncompiled(extra_args["model_options"])
         tunable = self._tunable(guider, options, noise.shape[1:]) if self.tuned else contextlib.nullcontext(options)
         with tunable as options:
             self.result = self.loop(_Predictor(guider, options), noise.device)

@@ -53,7 +53,7 @@ class _Task:
             how(predict, self.picture.to(device), text, self.schedule, [text], self.generator, on_step)
             return text.detach()
 
-        return self._run(loop)
+        return self._run(loop, how)
 
     def tune_lora(self, lora: Lora, how: FineTuning, on_step: OnStep | None) -> dict[str, Tensor]:
         """Tune a LoRA; return it as the host's LORA_MODEL."""
@@ -62,17 +62,17 @@ class _Task:
             picture, text = self.picture.to(device), self.text.to(device).clone()
             how(predict, picture, text, self.schedule, lora.parameters, self.generator, on_step)
 
-        self._run(loop, lora)
+        self._run(loop, how, lora)
         return lora.weights(wires.device())
 
-    def _run(self, loop, lora: Lora | None = None):
+    def _run(self, loop, how: FineTuning, lora: Lora | None = None):
         return run.sample(
             self.model,
             loop,
             positive=(self.text, self.options),
             negative=(self.text, {}),
             rows=1,
-            shape=tuple(self.picture.shape[1:]),
+            shape=how.seen(self.picture.shape[1:]),
             schedule=self.schedule,
             gradients=True,
             lora=lora,

@@ -57,6 +57,33 @@ def run_passes_apart(host, monkeypatch):
     return call
 
 
+class _Compiled(torch.nn.Module):
+    """A UNet as torch.compile gives it to the host's node: the patches of its first call are in it for good."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self._orig_mod = unet
+        self.dtype, self.patches = unet.dtype, None
+
+    def forward(self, *args, transformer_options, **kwargs):
+        if self.patches is None:
+            self.patches = {name: transformer_options.get(name, {}) for name in ("patches", "wrappers")}
+        return self._orig_mod(*args, transformer_options={**transformer_options, **self.patches}, **kwargs)
+
+
+@pytest.fixture
+def compiled(host, monkeypatch):
+    """A clone of a MODEL from the host's node that compiles, with a stand-in for the compiler, which takes a minute."""
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    def call(model):
+        with torch.inference_mode(), monkeypatch.context() as patch:
+            patch.setattr(torch, "compile", lambda model, **_: _Compiled(model))
+            return TorchCompileModel.execute(model, "inductor")[0]
+
+    return call
+
+
 @contextmanager
 def before_each_forward(model, do):
     """Within it, ``do(x, context)`` is called before every forward of the model's UNet."""

@@ -252,6 +252,12 @@ def test_both_models_are_as_they_were(guided, plain, one_image_lora, model, text
     assert not torch.equal(*before)
 
 
+def test_a_compiled_model_does_not_stand_in_for_another_module(guided, model, make_model, compiled):
+    other = make_model(seed=9)
+    wanted = guided(model, other)
+    assert torch.equal(guided(compiled(model), other), wanted)
+
+
 def test_patches_draw_what_a_larger_picture_is_made_of(one_image_lora, model, picture, counting):
     """An update sees a part of the size asked for; a picture that is smaller is seen whole."""
     sizes = []

@@ -252,12 +252,13 @@ class TestClipScore:
         def make_small(self, **given):
             make(self, **{**given, "textmodel_json_config": small})
 
-        def load(projection=True):
-            path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"
+        def load(projection=True, name="clip_l.safetensors"):
+            path = tmp_path_factory.mktemp("clip") / name
             weights = dict(of_texts)
             if not projection:
                 del weights["text_projection.weight"]
-            save_file(weights, path)
+            save = torch.save if path.suffix == ".pt" else save_file
+            save(weights, path)
             with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(comfy.sd1_clip.SDClipModel, "__init__", make_small)
                 return comfy.sd.load_clip([str(path)])
@@ -290,13 +291,16 @@ class TestClipScore:
         after = clip.encode_from_tokens(clip.tokenize(TEXT), return_pooled=True)
         assert all(torch.equal(a, b) for a, b in zip(before, after))
 
-    def test_a_clip_without_projection(self, measure, models, world):
-        clip = models.load(projection=False)
+    @pytest.mark.parametrize("name", ["clip_l.safetensors", "clip_l.pt"])
+    def test_a_clip_without_projection(self, measure, models, world, name):
+        clip = models.load(projection=False, name=name)
         if getattr(clip.patcher, "cached_patcher_init", None) is None:
             pytest.skip("this host does not tell which file a CLIP is of")
         sentence = "Edit Metrics: the CLIP's file holds no text projection .*Load CLIP with clip_l.safetensors"
         with pytest.raises(ValueError, match=sentence):
             measure(source=world.picture, edit=world.picture, clip=clip, clip_vision=models.vision, text=TEXT)
+        whole = models.load(name=name)
+        assert measure(source=world.picture, edit=world.picture, clip=whole, clip_vision=models.vision, text=TEXT)
 
     def test_halves_of_different_clips(self, measure, models, world):
         sentence = (

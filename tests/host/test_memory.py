@@ -98,6 +98,15 @@ def test_what_cannot_fit_is_refused_before_the_first_step(invert, model, picture
     assert not rows
 
 
+def test_a_large_picture_seen_in_patches_needs_what_a_patch_needs(execute, model, text, picture, free_memory):
+    height, width, patch = 32, 48, 8
+    free_memory(lambda everything, _: 3 * everything, model, 1, (4, patch, patch))
+    given = {"model": model, "caption": text(1), "latent": picture(height=height, width=width), "updates": 1, "seed": 0}
+    with pytest.raises(ValueError, match=f"of {8 * width}x{8 * height} needs about .* beside the model"):
+        execute("BaretOneImageLoRA", **given)
+    execute("BaretOneImageLoRA", **given, patch=8 * patch)
+
+
 def test_a_failure_while_recomputing_leaves_the_model_clean(invert, model, picture, free_memory):
     shape = picture()["samples"].shape[1:]
     free_memory(lambda everything, least: (everything + least) / 2, model, 1, shape)
