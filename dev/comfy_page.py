@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,8 @@ class Page:
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
         tour = page.get_by_test_id("coach-landing")  # frontends after 1.47 offer one on the page without a canvas
-        page.add_locator_handler(tour, lambda: page.keyboard.press("Escape"))
+        missing = page.locator(".comfy-missing-models")  # frontends before 1.47 tell so in a dialog over all
+        page.add_locator_handler(tour.or_(missing).first, lambda: page.keyboard.press("Escape"))
         self.set("Comfy.TutorialCompleted", True)  # a first visit would open the template browser at a time of its own
         self.reload()
 
@@ -210,7 +212,7 @@ class Page:
         """Empty the canvas, fill in its search box and return the results."""
         self.ask("app.graph.clear(); await app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
         self.page.get_by_role("combobox").last.fill(words)
-        return self.page.get_by_test_id("result-item")
+        return self.page.get_by_role("option")
 
     def middle(self) -> tuple[float, float]:
         """The middle of the canvas on the screen."""
@@ -226,15 +228,22 @@ class Page:
         self.wait(loaded, title, RUN_LIMIT)
         return self.ask("return node(argument).imgs.map(i => [i.naturalWidth, i.naturalHeight])", title)
 
-    def complaint(self, words: str) -> str:
+    def complaint(self, words: str | re.Pattern) -> str:
         """Wait until ComfyUI says these words about what is wrong, and read all of its details.
 
-        The panel first opens with what it has; the report of the server follows.
+        The panel first opens with what it has; the report of the server follows. Frontends before 1.47 have a dialog.
         """
-        self.page.get_by_test_id("error-overlay-see-errors").click()
-        group = self.page.get_by_test_id("error-group-execution").filter(has_text=words)
-        group.wait_for()
-        return group.inner_text()
+        details, dialog = self.page.get_by_test_id("error-overlay-see-errors"), self.page.locator(".comfy-error-report")
+        details.or_(dialog).first.wait_for()
+        if details.count():
+            details.click()
+        told = self.page.get_by_test_id("error-group-execution").or_(dialog).filter(has_text=words)
+        told.wait_for()
+        text = told.inner_text()
+        if dialog.count():
+            self.page.keyboard.press("Escape")
+            dialog.wait_for(state="detached")
+        return text
 
     def prompt(self) -> dict:
         """What the frontend would queue now, in API form."""
