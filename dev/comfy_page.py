@@ -125,7 +125,9 @@ def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 
             context.set_default_timeout(LIMIT)
             yield Page(context.new_page(), url)
         finally:
-            browser.close()
+            # A Ctrl-C while Playwright waits ends the loop that would hear of the close: it would wait for it for ever.
+            if not playwright._dispatcher_fiber.dead:
+                browser.close()
 
 
 NODE = "title => app.graph.nodes.find(n => n.title === title)"

@@ -1,6 +1,12 @@
 """What a person sees and does on the canvas."""
 
 import re
+import signal
+import subprocess
+import sys
+
+import comfy_page
+import pytest
 
 TTIS, AUTO = "TTIS Inversion", "Auto Edit"
 
@@ -118,3 +124,26 @@ def test_the_blueprint_is_an_edit_in_one_node(page):
     assert queued["BaretTTISInversion"]["cfg"] == queued["BaretAutoEdit"]["cfg"] == 5  # one dial for both
     page.queue()
     assert page.pictures("Preview Image") == [[128, 128]], "a small picture is not enlarged"
+
+
+WAITING = """
+import sys
+sys.path[:0] = sys.argv[2:]
+import comfy_page
+with comfy_page.running(sys.argv[1]) as page:
+    print("open", flush=True)
+    page.page.wait_for_timeout(600_000)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no Ctrl-C can be sent to one process there")
+def test_ctrl_c_closes_the_browser(page):
+    """A command that waits for the page, as these tests do, ends with it."""
+    command = [sys.executable, "-c", WAITING, page.url, *sys.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as waiting:
+        assert waiting.stdout.readline() == "open\n"
+        waiting.send_signal(signal.SIGINT)
+        try:
+            assert waiting.wait(comfy_page.LIMIT / 1000) != 0
+        finally:
+            waiting.kill()
