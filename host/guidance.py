@@ -20,7 +20,8 @@ class ModelGuidance(comfy.samplers.CFGGuider):
     A denoised latent is linear in its noise and the weights sum to 1, so that what the host denoised is blended alike.
 
     tuned: a MODEL made of ``model`` by more LoRAs, or one of another module; wrappers and attention patches that it
-    carries are not heeded, the model's serve both. start, end: percents of the run, as the host's own.
+    carries are not heeded, the model's serve both (but for its compiler's). start, end: percents of the run, as the
+    host's own.
     Raises ValueError for a tuned model of the same module that is not made of ``model``, or has nothing beyond it.
     """
 
@@ -63,15 +64,13 @@ class ModelGuidance(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
         positive, negative = self.conds["positive"], self.conds["negative"]
         edit, null = comfy.samplers.calc_cond_batch(self.inner_model, [positive, negative], x, timestep, options)
-        (kept,) = self._by_tuned([self.conds["caption"]], x, timestep, options)
+        tuned, its_options = self.inner_model, options
+        if self.beside is not None:
+            tuned, its_options = self.beside.model, uncompiled(options)  # the compiled UNet is the model's
+        (kept,) = comfy.samplers.calc_cond_batch(tuned, [self.conds["caption"]], x, timestep, its_options)
         cond = blend(edit, kept, self.beta)
         shown = {"model_options": options, "cond": positive, "uncond": negative}  # to nodes that replace guidance
         return comfy.samplers.cfg_function(self.inner_model, cond, null, self.cfg, x, timestep, **shown)
-
-    def _by_tuned(self, conds: list, x, timestep, options: dict) -> list:
-        if self.beside is None:
-            return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)
-        return comfy.samplers.calc_cond_batch(self.beside.model, conds, x, timestep, uncompiled(options))
 
 
 class _Patches(comfy.hooks.WeightHook):
