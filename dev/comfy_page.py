@@ -113,21 +113,22 @@ def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 
     path = _chromium(packages)
     from playwright.sync_api import Error, sync_playwright
 
-    with sync_playwright() as playwright:
+    playwright = sync_playwright().start()
+    try:
         try:
             browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         except Error as error:
             raise BrowserError(f"{path} does not start: {error.message.splitlines()[0]}") from None
-        try:
-            context = browser.new_context(
-                viewport={"width": width, "height": height}, device_scale_factor=sharpness, locale="en-US"
-            )
-            context.set_default_timeout(LIMIT)
-            yield Page(context.new_page(), url)
-        finally:
-            # A Ctrl-C while Playwright waits ends the loop that would hear of the close: it would wait for it for ever.
-            if not playwright._dispatcher_fiber.dead:
-                browser.close()
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, device_scale_factor=sharpness, locale="en-US"
+        )
+        context.set_default_timeout(LIMIT)
+        yield Page(context.new_page(), url)
+    finally:
+        # A Ctrl-C while Playwright waits ends the loop that would hear of an end: it would be waited for for ever.
+        # The browser then ends with this process.
+        if not playwright._dispatcher_fiber.dead:
+            playwright.stop()
 
 
 NODE = "title => app.graph.nodes.find(n => n.title === title)"

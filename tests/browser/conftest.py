@@ -5,9 +5,9 @@ import comfyui
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(request, client, installed):
-    """One page for all tests here: each opens the workflow it needs."""
+    """One page for all tests of a file: each opens the workflow it needs. Left open it would go on drawing."""
     if request.config.getoption("--no-browser"):
         pytest.skip("left out by --no-browser")
     if installed.version != comfyui.DEFAULT_VERSION:

@@ -132,6 +132,7 @@ import sys
 sys.path[:0] = sys.argv[2:]
 import comfy_page
 with comfy_page.running(sys.argv[1]) as page:
+    page.page.goto("about:blank")  # Playwright swallows a Ctrl-C that comes while it handles a message of a page
     print("open", flush=True)
     page.page.wait_for_timeout(600_000)
 """
