@@ -128,7 +128,8 @@ def test_the_blueprint_is_an_edit_in_one_node(page):
 
 
 WAITING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
 sys.path[:0] = sys.argv[2:]
 import comfy_page
 with comfy_page.running(sys.argv[1]) as page:
