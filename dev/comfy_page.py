@@ -125,7 +125,7 @@ def running(url: str, width: int = 1600, height: int = 1000, sharpness: float = 
         context.set_default_timeout(LIMIT)
         yield Page(context.new_page(), url)
     finally:
-        # A Ctrl-C while Playwright waits ends the loop that would hear of an end: it would be waited for for ever.
+        # A Ctrl-C while Playwright waits ends its loop, and a stop would wait for an answer that no loop hears.
         # The browser then ends with this process.
         if not playwright._dispatcher_fiber.dead:
             playwright.stop()

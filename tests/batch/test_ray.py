@@ -30,6 +30,8 @@ def test_two_actors_share_the_rows(batch, here, results, squares, inverted, tmp_
     (pictures / "0003.png").unlink()
     alone = here(*arguments, "out")
     assert alone.returncode == 1, "what Ray began goes on without it"
+    others = [row for row in before if row["id"] != "0003"]
+    assert [row for row in results(tmp_path / "out") if row["id"] != "0003"] == others, "the failed one neither"
     assert {path.name for path in pictures.iterdir() if path.stat().st_mtime_ns != written[path.name]} == {"0003.png"}
     assert (pictures / "0003.png").read_bytes() == by_actor
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
